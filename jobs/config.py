@@ -1,0 +1,179 @@
+"""The configuration: read once on the driver, checked whole before Spark starts. Knows no Spark."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the key, the value and what is allowed."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+class Spark(_Section):
+    master: str = "local[*]"
+    driver_memory: str = "1g"
+    settings: dict[str, str] = Field(default_factory=dict)
+
+
+class Source(_Section):
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    kind: Literal["folder", "urls"]
+    uri: str
+
+
+class Crawl(_Section):
+    sources: tuple[Source, ...] = ()
+    contact: str | None = None
+    max_connections_per_host: int = Field(ge=1, le=64)
+    delay_s: float = Field(ge=0)
+    connect_timeout_s: float = Field(gt=0)
+    timeout_s: float = Field(gt=0)
+    max_bytes: int = Field(gt=0)
+    max_redirects: int = Field(ge=0, le=20)
+    max_attempts: int = Field(ge=1, le=10)
+    allow_addresses: tuple[str, ...] = ()
+    wave_documents: int = Field(ge=1)
+
+
+class Featurize(_Section):
+    featurizers: tuple[str, ...]
+    models: dict[str, str] = Field(default_factory=dict)
+    catalogue: str | None = None
+    decode_profile: Literal["exact"] = "exact"
+    max_frames_per_video: int = Field(ge=1)
+    max_pixels: int = Field(ge=1)
+    link_captions: bool = True
+    wave_media: int = Field(ge=1)
+    wave_bytes: int = Field(ge=1)
+    heartbeat_s: float = Field(gt=0)
+    lease_expiry_s: float = Field(gt=0)
+
+
+class ErrorBudget(_Section):
+    documents: float = Field(ge=0, le=1)
+    features: float = Field(ge=0, le=1)
+    mentions: float = Field(ge=0, le=1)
+
+
+class Check(_Section):
+    max_error_rate: ErrorBudget
+
+
+class Prices(_Section):
+    usd_per_core_hour: float = Field(ge=0)
+    usd_per_gb_month: float = Field(ge=0)
+    usd_per_gb_fetched: float = Field(ge=0)
+
+
+class Config(_Section):
+    """The resolved configuration of one command."""
+
+    lake: str
+    spark: Spark
+    crawl: Crawl
+    featurize: Featurize
+    check: Check
+    prices: Prices
+
+    def digest(self) -> str:
+        """SHA-256 (64 hex digits) of the canonical JSON form."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the keys of `over` replaced, mappings merged key by key; neither is changed."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def parse_assignment(text: str) -> dict[str, Any]:
+    """`a.b=c` as {"a": {"b": c}}, c read as YAML; raises ConfigError."""
+    path, equals, value = text.partition("=")
+    if not equals or not path.strip():
+        raise ConfigError(f"--set {text!r} is not of the form key.key=value")
+    try:
+        parsed: Any = yaml.safe_load(value)
+    except yaml.YAMLError as e:
+        raise ConfigError(f"--set {text!r}: the value is not YAML: {e}") from e
+    for key in reversed(path.strip().split(".")):
+        parsed = {key: parsed}
+    assert isinstance(parsed, dict)
+    return parsed
+
+
+def _read_yaml(text: str, name: str) -> dict[str, Any]:
+    try:
+        parsed = yaml.safe_load(text)
+    except yaml.YAMLError as e:
+        raise ConfigError(f"{name} is not YAML: {e}") from e
+    if parsed is None:
+        return {}
+    if not isinstance(parsed, dict):
+        raise ConfigError(f"{name} holds a {type(parsed).__name__}, a mapping of keys is needed")
+    return parsed
+
+
+def _allowed_keys(location: Sequence[str | int]) -> list[str]:
+    model: Any = Config
+    for part in location:
+        field = getattr(model, "model_fields", {}).get(part)
+        if field is None:
+            continue
+        model = field.annotation
+    return sorted(getattr(model, "model_fields", {}))
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors():
+        location = problem["loc"]
+        name = ".".join(map(str, location))
+        if problem["type"] == "extra_forbidden":
+            allowed = ", ".join(_allowed_keys(location[:-1]))
+            lines.append(f"{name} is not a configuration key; allowed here: {allowed}")
+        elif problem["type"] == "missing":
+            lines.append(f"{name} is missing")
+        else:
+            lines.append(f"{name} = {problem['input']!r}: {problem['msg']}")
+    return "; ".join(lines)
+
+
+def load_config(
+    files: Sequence[Path] = (), assignments: Sequence[str] = (), overrides: Mapping[str, Any] | None = None
+) -> Config:
+    """The built-in configuration with `files`, then `overrides`, then `assignments` laid over it.
+
+    Raises ConfigError, naming the file or key, the value and what is allowed.
+    """
+    conf = importlib.resources.files("jobs").joinpath("..", "conf")
+    raw: dict[str, Any] = {}
+    for name in ("base.yaml", "prices.yaml"):
+        raw = merge(raw, _read_yaml(conf.joinpath(name).read_text(), f"conf/{name}"))
+    for file in files:
+        try:
+            text = file.read_text()
+        except OSError as e:
+            raise ConfigError(f"configuration file {file} cannot be read: {e.strerror}") from e
+        raw = merge(raw, _read_yaml(text, str(file)))
+    raw = merge(raw, overrides or {})
+    for assignment in assignments:
+        raw = merge(raw, parse_assignment(assignment))
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as e:
+        raise ConfigError(_explain(e)) from e
