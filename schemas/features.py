@@ -35,7 +35,9 @@ FEATURES = Table(
             column("features", FEATURES_TYPE, FEATURES_DOC, null="it failed, see error; empty means nothing found"),
             column("error", ERROR_TYPE, "why it failed", null="it did not fail"),
             column("decode_ms", pa.float32(), "milliseconds to decode the frame", null="never decoded"),
-            column("infer_ms", pa.float32(), "batch time over images in the batch, milliseconds", null="never inferred"),
+            column(
+                "infer_ms", pa.float32(), "batch time over images in the batch, milliseconds", null="never inferred"
+            ),
             column("run_id", pa.string(), "run that wrote the row"),
             column("wave", pa.int64(), "transaction version of the wave that wrote the row"),
         ]

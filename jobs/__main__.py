@@ -1,0 +1,5 @@
+"""`python -m jobs` is `lakelens`."""
+
+from jobs.cli import main
+
+main()

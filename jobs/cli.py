@@ -1,0 +1,226 @@
+"""The `lakelens` command: options in, one job or pipeline run, one last line and an exit code out. Knows no table."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from jobs.config import Config, ConfigError, load_config
+
+FINISHED, WORTH_RETRYING, BAD_USAGE, REJECTED = 0, 1, 2, 3
+
+app = typer.Typer(
+    name="lakelens",
+    help="Crawl pictures and videos into Delta tables, featurize them, check and measure every run.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+LakeOption = Annotated[str | None, typer.Option("--lake", help="Root URI or path of the lake.", metavar="URI")]
+ConfOption = Annotated[
+    list[Path] | None, typer.Option("--conf", help="YAML laid over conf/base.yaml; repeatable.", metavar="FILE")
+]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="One key, as a.b=c; repeatable.", metavar="KEY=C")]
+RunIdOption = Annotated[str | None, typer.Option("--run-id", help="Id of the run; resumes it if it failed.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the outcome as one JSON object.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show stack traces and Spark's own log.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """What every command is given."""
+
+    config: Config
+    run_id: str
+    as_json: bool
+    debug: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a command ends with."""
+
+    exit_code: int
+    message: str
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def exit_code_of(error: BaseException) -> int:
+    """1 for what is worth retrying, 2 for what is wrong with the request."""
+    from featurizers.spec import UnknownFeaturizer
+    from jobs.lake import LakeError
+    from jobs.session import SessionError
+    from jobs.sources import SourceError
+
+    wrong_request = (ConfigError, UnknownFeaturizer, LakeError, SessionError, SourceError, PermissionError)
+    return BAD_USAGE if isinstance(error, wrong_request) else WORTH_RETRYING
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def _finish(command: str, debug: bool, as_json: bool, action: Callable[[], Outcome]) -> None:
+    """Run `action`; whatever happens ends as one message and an exit code."""
+    try:
+        outcome = action()
+    except KeyboardInterrupt:
+        outcome = Outcome(exit_code=WORTH_RETRYING, message="interrupted; the same --run-id resumes it")
+    except Exception as e:
+        if debug:
+            traceback.print_exc()
+        outcome = Outcome(exit_code=exit_code_of(e), message=_one_line(e))
+    if as_json:
+        print(
+            json.dumps(
+                {"command": command, "exit_code": outcome.exit_code, "message": outcome.message, **outcome.facts}
+            )
+        )
+    else:
+        stream = sys.stdout if outcome.exit_code in (FINISHED, REJECTED) else sys.stderr
+        print(f"lakelens {command}: {outcome.message}", file=stream)
+    raise typer.Exit(outcome.exit_code)
+
+
+def _common(
+    lake: str | None,
+    conf: Sequence[Path] | None,
+    assignments: Sequence[str] | None,
+    run_id: str | None,
+    as_json: bool,
+    debug: bool,
+    **overrides: Any,
+) -> Common:
+    from jobs.runs import new_run_name
+
+    changed = {key: value for key, value in overrides.items() if value is not None}
+    if lake is not None:
+        changed["lake"] = lake
+    config = load_config(conf or (), assignments or (), changed)
+    return Common(config=config, run_id=run_id or new_run_name(datetime.now(UTC)), as_json=as_json, debug=debug)
+
+
+@app.command()
+def crawl(
+    lake: LakeOption = None, conf: ConfOption = None, set_: SetOption = None, run_id: RunIdOption = None,
+    json_: JsonOption = False, debug: DebugOption = False,
+) -> None:  # fmt: skip
+    """Fetch the configured sources into fetches, documents and media."""
+
+    def action() -> Outcome:
+        from jobs.run import run_jobs
+
+        return run_jobs(_common(lake, conf, set_, run_id, json_, debug), ["crawl"])
+
+    _finish("crawl", debug, json_, action)
+
+
+@app.command()
+def featurize(
+    featurizer: Annotated[
+        list[str] | None, typer.Option("--featurizer", help="Spec id; repeatable.", metavar="ID")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many media.")] = None,
+    where: Annotated[str | None, typer.Option(help="SQL condition on documents.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Plan over all media, not only what is new.")] = False,
+    retry_errors: Annotated[bool, typer.Option("--retry-errors", help="Try final errors again too.")] = False,
+    lake: LakeOption = None, conf: ConfOption = None, set_: SetOption = None, run_id: RunIdOption = None,
+    json_: JsonOption = False, debug: DebugOption = False,
+) -> None:  # fmt: skip
+    """Compute frames, features and mentions of the media that lack them."""
+
+    def action() -> Outcome:
+        from jobs.featurize import Selection
+        from jobs.run import run_jobs
+
+        chosen = {"featurizers": featurizer} if featurizer else None
+        common = _common(lake, conf, set_, run_id, json_, debug, featurize=chosen)
+        selection = Selection(full=full, retry_errors=retry_errors, limit=limit, where=where)
+        return run_jobs(common, ["featurize"], selection=selection)
+
+    _finish("featurize", debug, json_, action)
+
+
+@app.command()
+def check(
+    discard: Annotated[str | None, typer.Option(help="Remove the rows of this rejected or failed run.")] = None,
+    lake: LakeOption = None, conf: ConfOption = None, set_: SetOption = None, run_id: RunIdOption = None,
+    json_: JsonOption = False, debug: DebugOption = False,
+) -> None:  # fmt: skip
+    """Judge what no accepted run covers yet; accepting it publishes it."""
+
+    def action() -> Outcome:
+        from jobs.run import discard_run, run_jobs
+
+        common = _common(lake, conf, set_, run_id, json_, debug)
+        return run_jobs(common, ["check"]) if discard is None else discard_run(common, discard)
+
+    _finish("check", debug, json_, action)
+
+
+@app.command()
+def run(
+    file: Annotated[Path, typer.Argument(help="YAML with the sources and featurizers.")],
+    lake: LakeOption = None, conf: ConfOption = None, set_: SetOption = None, run_id: RunIdOption = None,
+    json_: JsonOption = False, debug: DebugOption = False,
+) -> None:  # fmt: skip
+    """Crawl, featurize and check as one pipeline."""
+
+    def action() -> Outcome:
+        from jobs.run import PIPELINE, run_jobs
+
+        return run_jobs(_common(lake, [*(conf or []), file], set_, run_id, json_, debug), PIPELINE)
+
+    _finish("run", debug, json_, action)
+
+
+@app.command()
+def demo(
+    port: Annotated[int, typer.Option(help="Loopback port of the sample site.")] = 8642,
+    lake: LakeOption = None, conf: ConfOption = None, set_: SetOption = None, run_id: RunIdOption = None,
+    json_: JsonOption = False, debug: DebugOption = False,
+) -> None:  # fmt: skip
+    """Run the whole pipeline on the sample media, into ./lake."""
+
+    def action() -> Outcome:
+        from jobs.demo import prepared_sample, serve
+        from jobs.demo import demo_overrides
+        from jobs.run import PIPELINE, run_jobs
+
+        sample = prepared_sample()
+        with serve(sample, port=port) as base_url:
+            overrides = demo_overrides(sample, base_url)
+            return run_jobs(_common(lake, conf, set_, run_id, json_, debug, **overrides), PIPELINE)
+
+    _finish("demo", debug, json_, action)
+
+
+@app.command()
+def tables(
+    lake: LakeOption = None, conf: ConfOption = None, set_: SetOption = None,
+    json_: JsonOption = False, debug: DebugOption = False,
+) -> None:  # fmt: skip
+    """Show what the lake holds: tables, featurizers, recent runs."""
+
+    def action() -> Outcome:
+        from jobs.tables import show_tables
+
+        return show_tables(_common(lake, conf, set_, None, json_, debug))
+
+    _finish("tables", debug, json_, action)
+
+
+def main() -> None:
+    """Entry point of the console command."""
+    app()

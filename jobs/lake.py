@@ -1,0 +1,233 @@
+"""A lake: the folder of its tables, how they are created, read and committed to. Knows Delta, not what is stored."""
+
+from __future__ import annotations
+
+import json
+import urllib.parse
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from schemas import TABLES, Table
+from schemas.table import create_ddl, schema_difference
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pyspark.sql import DataFrame, SparkSession
+
+T = TypeVar("T")
+STAGING = "_staging"
+WEIGHTS = "_weights"
+REPORTS = "reports"
+COMMIT_ATTEMPTS = 20  # of one small update that keeps meeting others; each attempt takes about a second
+
+
+class LakeError(ValueError):
+    """The address is not a lake this code can use; the message says what is there and what was expected."""
+
+
+@dataclass(frozen=True)
+class Lake:
+    """The root URI of one deployment's tables, without a trailing slash."""
+
+    uri: str
+
+    def table(self, table: Table) -> str:
+        """URI of a table's folder."""
+        return f"{self.uri}/{table.name}"
+
+    def staging(self, run_id: str) -> str:
+        """URI of the folder a run stages its waves in."""
+        return f"{self.uri}/{STAGING}/{run_id}"
+
+    def local_folder(self) -> str | None:
+        """The lake's path in the local file system, or None where it is remote."""
+        return self.uri.removeprefix("file://") if self.uri.startswith("file://") else None
+
+
+def lake_at(uri: str) -> Lake:
+    """The lake at a URI or local path; a local path becomes absolute. Nothing is percent-encoded, as Hadoop has it."""
+    if "://" in uri:
+        return Lake(uri.rstrip("/"))
+    return Lake(f"file://{Path(uri).expanduser().resolve()}")
+
+
+def file_system(spark: SparkSession, uri: str) -> tuple[Any, Any]:
+    """The Hadoop file system of a URI and the URI as its path, over py4j."""
+    jvm = spark._jvm
+    assert jvm is not None
+    path = jvm.org.apache.hadoop.fs.Path(uri)
+    return path.getFileSystem(spark._jsparkSession.sessionState().newHadoopConf()), path
+
+
+def remove_folder(spark: SparkSession, uri: str) -> None:
+    """Remove a folder and what it holds; one that is not there is no error."""
+    fs, path = file_system(spark, uri)
+    fs.delete(path, True)
+
+
+def open_lake(spark: SparkSession, uri: str, *, create: bool = True) -> Lake:
+    """The lake at `uri`, its missing tables created and the schemas of those there compared with the code's.
+
+    Raises LakeError where the folder holds something else, where it is missing and `create` is false, or where a
+    table's schema differs, with the difference.
+    """
+    lake = lake_at(uri)
+    fs, root = file_system(spark, lake.uri)
+    names = {status.getPath().getName() for status in fs.listStatus(root)} if fs.exists(root) else set()
+    known = {table.name for table in TABLES}
+    if names and not names & known:
+        raise LakeError(f"{lake.uri} is not a lake: it holds {', '.join(sorted(names)[:5])}, none of {sorted(known)}")
+    if not names and not create:
+        raise LakeError(f"{lake.uri} is not a lake: there is nothing; `lakelens crawl` or `lakelens demo` makes one")
+
+    def ready(table: Table) -> list[str]:
+        if table.name not in names:
+            spark.sql(create_ddl(table, lake.table(table)))
+            return []
+        try:
+            fields = spark.read.format("delta").load(lake.table(table)).schema.fields
+        except Exception as e:
+            raise LakeError(f"{lake.table(table)} is not a Delta table: {str(e).splitlines()[0]}") from e
+        found = {field.name: field.dataType.simpleString() for field in fields}
+        return [f"{table.name}.{line}" for line in schema_difference(table, found)]
+
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        differences = [line for lines in pool.map(ready, TABLES) for line in lines]
+    if differences:
+        raise LakeError(f"{lake.uri} was written by other code; tables differ: " + "; ".join(differences))
+    return lake
+
+
+def read(spark: SparkSession, lake: Lake, table: Table, *, version: int | None = None) -> DataFrame:
+    """A table, now or at a version."""
+    reader = spark.read.format("delta")
+    if version is not None:
+        reader = reader.option("versionAsOf", version)
+    return reader.load(lake.table(table))
+
+
+def _snapshot(spark: SparkSession, uri: str) -> Any:
+    jvm = spark._jvm
+    assert jvm is not None
+    none = jvm.scala.Option.apply(None)
+    return jvm.org.apache.spark.sql.delta.DeltaLog.forTable(spark._jsparkSession, uri).update(False, none, none)
+
+
+def version(spark: SparkSession, lake: Lake, table: Table) -> int:
+    """The table's latest version."""
+    return int(_snapshot(spark, lake.table(table)).version())
+
+
+def last_transaction(spark: SparkSession, lake: Lake, table: Table, app_id: str) -> int:
+    """The last transaction version an application has committed to the table, -1 for none."""
+    found = _snapshot(spark, lake.table(table)).transactions().get(app_id)
+    return int(found.get()) if found.isDefined() else -1
+
+
+def log_entries(spark: SparkSession, lake: Lake, table: Table, *, after: int) -> Iterator[list[dict[str, Any]]]:
+    """The actions of each commit after version `after`, oldest first.
+
+    Raises FileNotFoundError where the log no longer holds one of them.
+    """
+    fs, _ = file_system(spark, lake.uri)
+    jvm = spark._jvm
+    assert jvm is not None
+    for number in range(after + 1, version(spark, lake, table) + 1):
+        path = jvm.org.apache.hadoop.fs.Path(f"{lake.table(table)}/_delta_log/{number:020d}.json")
+        if not fs.exists(path):
+            raise FileNotFoundError(f"{table.name}: the log no longer holds version {number}")
+        stream = fs.open(path)
+        try:
+            text = jvm.org.apache.commons.io.IOUtils.toString(stream, "UTF-8")
+        finally:
+            stream.close()
+        yield [json.loads(line) for line in text.splitlines() if line]
+
+
+def added_files(entries: Iterable[list[dict[str, Any]]]) -> list[str]:
+    """Paths, relative to the table and URL-decoded, of the files that commits added."""
+    return [urllib.parse.unquote(action["add"]["path"]) for entry in entries for action in entry if "add" in action]
+
+
+@dataclass(frozen=True)
+class Commit:
+    """Who set a transaction version, and how many rows that commit wrote."""
+
+    owner: str | None
+    n_rows: int
+
+
+def find_commit(entries: Iterable[list[dict[str, Any]]], app_id: str, transaction: int) -> Commit | None:
+    """The commit among `entries` that set transaction `transaction` of `app_id`, if any."""
+    for entry in entries:
+        by_kind = {kind: action[kind] for action in entry for kind in action if kind in ("txn", "commitInfo")}
+        txn = by_kind.get("txn", {})
+        if txn.get("appId") == app_id and txn.get("version") == transaction:
+            info = by_kind.get("commitInfo", {})
+            metrics = info.get("operationMetrics", {})
+            if info.get("operation") == "MERGE":
+                n_rows = int(metrics.get("numTargetRowsInserted", 0)) + int(metrics.get("numTargetRowsUpdated", 0))
+            else:
+                n_rows = int(metrics.get("numOutputRows", 0))
+            return Commit(owner=info.get("userMetadata"), n_rows=n_rows)
+    return None
+
+
+def concurrency_errors() -> tuple[type[Exception], ...]:
+    """The exceptions by which Delta says that another writer was there first."""
+    from delta.exceptions import DeltaConcurrentModificationException
+
+    return (DeltaConcurrentModificationException,)
+
+
+def append(
+    df: DataFrame,
+    lake: Lake,
+    table: Table,
+    *,
+    app_id: str | None = None,
+    transaction: int | None = None,
+    owner: str | None = None,
+    options: Mapping[str, str] | None = None,
+) -> None:
+    """Append rows; with `app_id` and `transaction`, dropped silently by Delta where that version is already there."""
+    writer = df.select(*table.columns.names).write.format("delta").mode("append").options(**dict(options or {}))
+    if app_id is not None and transaction is not None:
+        writer = writer.option("txnAppId", app_id).option("txnVersion", transaction)
+    if owner is not None:
+        writer = writer.option("userMetadata", owner)
+    writer.save(lake.table(table))
+
+
+@contextmanager
+def transaction_session(spark: SparkSession, app_id: str, transaction: int, owner: str) -> Iterator[SparkSession]:
+    """A session of its own whose next MERGE carries a transaction id and an owner (Delta takes both from settings)."""
+    session = spark.newSession()
+    settings = {
+        "spark.databricks.delta.write.txnAppId": app_id,
+        "spark.databricks.delta.write.txnVersion": str(transaction),
+        "spark.databricks.delta.commitInfo.userMetadata": owner,
+    }
+    try:
+        for key, value in settings.items():
+            session.conf.set(key, value)
+        yield session
+    finally:
+        for key in settings:
+            session.conf.unset(key)
+
+
+def repeated(commit: Callable[[], T]) -> T:
+    """`commit()`, repeated while another writer keeps being there first; for updates that stay right when repeated."""
+    for left in reversed(range(COMMIT_ATTEMPTS)):
+        try:
+            return commit()
+        except concurrency_errors():
+            if not left:
+                raise
+    raise AssertionError("unreachable")

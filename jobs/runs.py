@@ -1,0 +1,317 @@
+"""Run identity: who executes a job, whether it still lives, what it pinned and how it ended. Knows no job."""
+
+from __future__ import annotations
+
+import json
+import math
+import secrets
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as package_version
+from typing import TYPE_CHECKING, Any, Literal
+
+from jobs.lake import Lake, read, repeated
+from schemas import RUNS, Table
+from schemas.table import schema_ddl, spark_type
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+Status = Literal["running", "finished", "accepted", "rejected", "failed"]
+
+
+class RunRefused(RuntimeError):
+    """Another attempt lives and holds the run or the lease; worth trying again later."""
+
+
+class RunAccepted(RuntimeError):
+    """The run was accepted before: there is nothing to do."""
+
+
+class RunTakenOver(RuntimeError):
+    """Another attempt owns the run now; this one must stop."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One attempt at a run."""
+
+    run_id: str
+    job: str
+    owner: str
+    inputs: Mapping[str, int]  # table -> version, pinned at the first attempt
+    started: datetime  # of the first attempt
+    resumed: bool
+    progress: Callable[[str], None] = field(default=lambda text: None)
+    check_owned: Callable[[], None] = field(default=lambda: None)  # raises RunTakenOver
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobResult:
+    """How a job ended: what goes into its row of `runs` and its last line."""
+
+    status: Literal["finished", "accepted", "rejected"]
+    message: str
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    outputs: Mapping[str, str] = field(default_factory=dict)  # featurizer -> fingerprint
+    covers: Sequence[str] = ()
+    whole_plan: bool = True
+    report: str | None = None
+    artifacts: Sequence[str] = ()  # local files and folders for MLflow
+
+
+def new_run_name(now: datetime) -> str:
+    """A run id for who gives none: time of start and four random hex digits."""
+    return f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def stored_run_id(given: str, job: str) -> str:
+    """The id under which a job of a pipeline is stored: `<given>.<job>`."""
+    return f"{given}.{job}"
+
+
+def code_version() -> str:
+    """The installed version of this code, `unknown` from a bare checkout or zip."""
+    try:
+        return package_version("lakelens")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def decide_start(row: Mapping[str, Any] | None, *, now: datetime, expiry_s: float) -> Literal["insert", "take_over"]:
+    """What to do about a run id whose row is `row`, if any.
+
+    Raises RunAccepted for an accepted run and RunRefused for one that shows life within `expiry_s` seconds.
+    """
+    if row is None:
+        return "insert"
+    if row["status"] == "accepted":
+        raise RunAccepted(f"run {row['run_id']} was accepted before; nothing to do")
+    age_s = (now - row["heartbeat"]).total_seconds()
+    if row["status"] == "running" and age_s < expiry_s:
+        raise RunRefused(
+            f"run {row['run_id']} lives: its last heartbeat is {age_s:.0f} s old, it can be resumed once that is "
+            f"{expiry_s:.0f} s"
+        )
+    return "take_over"
+
+
+def lease_holder(
+    rows: Sequence[Mapping[str, Any]], mine: str, outputs: Mapping[str, str], *, now: datetime, expiry_s: float
+) -> str | None:
+    """The live run, other than `mine`, that writes one of the same (featurizer, fingerprint) and came before it.
+
+    Of two that start together the one with the smaller (started, run_id) goes on, so exactly one does.
+    """
+    started = {row["run_id"]: row["started"] for row in rows}
+    my_place = (started.get(mine, now), mine)
+    for row in sorted(rows, key=lambda r: (r["started"], r["run_id"])):
+        shares = any((row["outputs"] or {}).get(featurizer) == fp for featurizer, fp in outputs.items())
+        lives = row["status"] == "running" and now - row["heartbeat"] < timedelta(seconds=expiry_s)
+        if row["run_id"] != mine and shares and lives and (row["started"], row["run_id"]) < my_place:
+            return str(row["run_id"])
+    return None
+
+
+def run_rows(spark: SparkSession, lake: Lake, condition: str = "true") -> list[dict[str, Any]]:
+    """Rows of `runs` as mappings, timestamps with their zone."""
+    rows = [row.asDict() for row in read(spark, lake, RUNS).where(condition).collect()]
+    for row in rows:
+        for name in ("started", "heartbeat", "ended"):
+            row[name] = row[name].astimezone(UTC) if row[name] is not None else None
+    return rows
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _literal(value: Any, type_name: str) -> str:
+    if value is None:
+        return f"CAST(NULL AS {type_name})"
+    if isinstance(value, datetime):
+        return f"TIMESTAMP {_quoted(value.astimezone(UTC).isoformat())}"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Mapping):
+        numbers = {k: v for k, v in value.items() if not (isinstance(v, float) and not math.isfinite(v))}
+        return f"from_json({_quoted(json.dumps(numbers))}, {_quoted(type_name)})"
+    if isinstance(value, (list, tuple)):
+        return f"from_json({_quoted(json.dumps(list(value)))}, {_quoted(type_name)})"
+    return _quoted(str(value))
+
+
+def _set_clause(columns: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"`{name}` = {_literal(value, spark_type(RUNS.columns.field(name).type))}" for name, value in columns.items()
+    )
+
+
+def update_run(spark: SparkSession, lake: Lake, run_id: str, *, owner: str, **columns: Any) -> None:
+    """Set columns of a run this attempt owns; raises RunTakenOver where it no longer does."""
+    if not _update(spark, lake, f"run_id = {_quoted(run_id)} AND owner = {_quoted(owner)}", columns):
+        raise RunTakenOver(f"run {run_id} was taken over by another attempt; this one stops")
+
+
+def _update(spark: SparkSession, lake: Lake, condition: str, columns: Mapping[str, Any]) -> int:
+    statement = f"UPDATE delta.`{lake.table(RUNS)}` SET {_set_clause(columns)} WHERE {condition}"
+    return repeated(lambda: int(spark.sql(statement).collect()[0][0]))
+
+
+def _insert(spark: SparkSession, lake: Lake, row: Mapping[str, Any]) -> None:
+    from delta.tables import DeltaTable
+
+    def commit() -> None:
+        source = spark.createDataFrame([tuple(row[name] for name in RUNS.columns.names)], schema_ddl(RUNS.columns))
+        target = DeltaTable.forPath(spark, lake.table(RUNS)).alias("t")
+        target.merge(source.alias("s"), "t.run_id = s.run_id").whenNotMatchedInsertAll().execute()
+
+    repeated(commit)
+
+
+@contextmanager
+def executing(
+    spark: SparkSession,
+    lake: Lake,
+    *,
+    run_id: str,
+    job: str,
+    inputs: Mapping[str, int],
+    outputs: Mapping[str, str],
+    config_digest: str,
+    heartbeat_s: float,
+    expiry_s: float,
+    progress: Callable[[str], None],
+) -> Iterator[Run]:
+    """Hold a run for the length of a `with` block: insert or resume it, keep its heart beating, mark it failed on error.
+
+    Whoever uses it ends the run with `finish`. Raises RunAccepted, RunRefused (the id or the lease is held).
+    """
+    now = datetime.now(UTC)
+    owner = secrets.token_hex(8)
+    rows = run_rows(spark, lake, f"run_id = {_quoted(run_id)}")
+    row = rows[0] if rows else None
+    if decide_start(row, now=now, expiry_s=expiry_s) == "insert":
+        fresh: dict[str, Any] = dict.fromkeys(RUNS.columns.names)
+        fresh |= {"run_id": run_id, "job": job, "owner": owner, "status": "running", "started": now, "heartbeat": now}
+        fresh |= {"covers": [], "inputs": dict(inputs), "outputs": dict(outputs), "metrics": {}, "whole_plan": False}
+        fresh |= {"config_digest": config_digest, "code_version": code_version()}
+        _insert(spark, lake, fresh)
+        found = run_rows(spark, lake, f"run_id = {_quoted(run_id)}")[0]
+        if found["owner"] != owner:
+            raise RunRefused(f"run {run_id} was started by another attempt at the same moment")
+        run = Run(run_id=run_id, job=job, owner=owner, inputs=inputs, started=now, resumed=False)
+    else:
+        assert row is not None
+        condition = (
+            f"run_id = {_quoted(run_id)} AND owner = {_quoted(row['owner'])} "
+            f"AND heartbeat = {_literal(row['heartbeat'], 'TIMESTAMP')}"
+        )
+        taken = {"owner": owner, "status": "running", "heartbeat": now, "ended": None, "outputs": dict(outputs)}
+        if not _update(spark, lake, condition, taken):
+            raise RunRefused(f"run {run_id} was resumed by another attempt at the same moment")
+        run = Run(run_id=run_id, job=job, owner=owner, inputs=row["inputs"], started=row["started"], resumed=True)
+    others = run_rows(spark, lake, "status = 'running'")
+    holder = lease_holder(others, run_id, outputs, now=datetime.now(UTC), expiry_s=expiry_s)
+    if holder is not None:
+        update_run(spark, lake, run_id, owner=owner, status="failed", ended=datetime.now(UTC))
+        raise RunRefused(f"run {holder} is writing the same features; this run waits until it ends")
+
+    stop, lost = threading.Event(), threading.Event()
+
+    def beat() -> None:
+        while not stop.wait(heartbeat_s):
+            try:
+                update_run(spark, lake, run_id, owner=owner, heartbeat=datetime.now(UTC))
+            except RunTakenOver:
+                lost.set()
+                return
+            except Exception:  # one missed beat is no reason to stop; an expired lease is found by the next update
+                continue
+
+    def check_owned() -> None:
+        if lost.is_set():
+            raise RunTakenOver(f"run {run_id} was taken over by another attempt; this one stops")
+
+    heart = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    heart.start()
+    try:
+        yield Run(**{**run.__dict__, "progress": progress, "check_owned": check_owned})
+    except BaseException:
+        stop.set()
+        heart.join()
+        if not lost.is_set():
+            with _quietly():
+                update_run(spark, lake, run_id, owner=owner, status="failed", ended=datetime.now(UTC))
+        raise
+    finally:
+        stop.set()
+        heart.join()
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """The original error matters more than that the run could not be marked failed; its heartbeat will expire."""
+    try:
+        yield
+    except Exception:
+        return
+
+
+def finish(spark: SparkSession, lake: Lake, run: Run, result: JobResult, *, mlflow_run_id: str | None) -> None:
+    """Write how a run ended; raises RunTakenOver where another attempt owns it."""
+    update_run(
+        spark,
+        lake,
+        run.run_id,
+        owner=run.owner,
+        status=result.status,
+        ended=datetime.now(UTC),
+        outputs=result.outputs,
+        metrics=result.metrics,
+        covers=list(result.covers),
+        whole_plan=result.whole_plan,
+        mlflow_run_id=mlflow_run_id,
+    )
+
+
+def covered_run_ids(spark: SparkSession, lake: Lake) -> DataFrame:
+    """The run_ids whose rows are published, one column `run_id`."""
+    from pyspark.sql import functions as F
+
+    return read(spark, lake, RUNS).where("status = 'accepted'").select(F.explode("covers").alias("run_id")).distinct()
+
+
+def published(spark: SparkSession, lake: Lake, table: Table) -> DataFrame:
+    """The rows of `features` or `mentions` that an accepted run covers: what readers are meant to see."""
+    from pyspark.sql import functions as F
+
+    return read(spark, lake, table).join(F.broadcast(covered_run_ids(spark, lake)), on="run_id", how="left_semi")
+
+
+def unjudged(spark: SparkSession, lake: Lake, table: Table, *, expiry_s: float) -> DataFrame:
+    """The rows of `features` or `mentions` that no accepted run covers and no live run is still writing."""
+    from pyspark.sql import functions as F
+
+    live = read(spark, lake, RUNS).where(f"status = 'running' AND {_beats(expiry_s)}").select("run_id")
+    excluded = covered_run_ids(spark, lake).unionByName(live)
+    return read(spark, lake, table).join(F.broadcast(excluded), on="run_id", how="left_anti")
+
+
+def judge(
+    spark: SparkSession, lake: Lake, run_ids: Sequence[str], status: Literal["accepted", "rejected"], *, expiry_s: float
+) -> None:
+    """Mark the judged runs. A dead one gets a new owner, so that an attempt that wakes up later finds it taken."""
+    if run_ids:
+        listed = ", ".join(map(_quoted, run_ids))
+        condition = f"run_id IN ({listed}) AND NOT (status = 'running' AND {_beats(expiry_s)})"
+        _update(spark, lake, condition, {"status": status, "owner": secrets.token_hex(8)})
+
+
+def _beats(expiry_s: float) -> str:
+    alive_since = datetime.now(UTC) - timedelta(seconds=expiry_s)
+    return f"heartbeat > {_literal(alive_since, 'TIMESTAMP')}"
