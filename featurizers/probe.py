@@ -125,12 +125,14 @@ def _sniff_text(head: bytes) -> str | None:
         return "image/svg+xml"
     if text.startswith(b"<?xml"):
         return "application/xml"
-    is_binary = any(byte < 9 or 13 < byte < 32 and byte != 27 for byte in head)
+    if any(byte < 9 or (13 < byte < 32 and byte != 27) for byte in head):
+        return None
     try:
-        head[:-4].decode() if len(head) >= SNIFF_BYTES else head.decode()
+        head.decode()
     except UnicodeDecodeError as e:
-        is_binary = is_binary or len(head) < SNIFF_BYTES or e.start < len(head) - 8
-    return None if is_binary else "text/plain"
+        if e.start < len(head) - 3:  # nearer to the end it is a character that the head cuts
+            return None
+    return "text/plain"
 
 
 def probe(data: bytes | memoryview) -> MediaFacts:

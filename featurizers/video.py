@@ -50,9 +50,9 @@ def key_frames(data: bytes, *, max_frames: int, max_pixels: int) -> Iterator[tup
 
 
 def spread(times: Sequence[int], n: int) -> list[int]:
-    """`n` of the ascending `times` (all, if there are no more), the nearest to `n` points spread evenly from end to end.
+    """`n` of the ascending `times`, the nearest to `n` points spread evenly from end to end; all if there are no more.
 
-    With n = 1 the middle one.
+    With n = 1 the one nearest to the middle.
     """
     if len(times) <= n:
         return list(times)
