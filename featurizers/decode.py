@@ -6,16 +6,18 @@
 from __future__ import annotations
 
 import functools
-import io
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import PIL.Image
-import simplejpeg
+import simplejpeg  # type: ignore[import-untyped,unused-ignore]
 from numpy.typing import NDArray
 
+from featurizers.probe import ORIENTATION_TAG, PILLOW_FORMAT, SNIFF_BYTES, open_by_pillow, sniff
+from featurizers.probe import MediaFacts as MediaFacts  # so that one module names all that can be asked of bytes
+from featurizers.probe import probe as probe
 from featurizers.spec import FeaturizerSpec, Image
 
 DecodeCode = Literal["truncated", "undecodable", "pixel_limit", "no_frames", "unsupported_format"]
@@ -24,17 +26,6 @@ THUMBNAIL_QUALITY = 80
 # Past this many times the crop's pixels, resizing all of a long strip to cut its centre wastes time and memory.
 MAX_RESIZE_WASTE = 8
 
-# The only Pillow plugins that crawled bytes reach; the others are larger, older or run programs (EPS).
-PILLOW_FORMAT = {
-    "image/jpeg": "JPEG",
-    "image/png": "PNG",
-    "image/gif": "GIF",
-    "image/webp": "WEBP",
-    "image/bmp": "BMP",
-    "image/tiff": "TIFF",
-    "image/avif": "AVIF",
-}
-ORIENTATION_TAG = 0x0112
 # EXIF orientation -> what makes it upright (EXIF 2.32, section 4.6.4); 1 is upright.
 _TRANSPOSE = PIL.Image.Transpose
 UPRIGHT = {
@@ -64,8 +55,6 @@ def decode_image(data: bytes | memoryview, *, max_pixels: int) -> Image:
     8 by dropping the low byte; alpha is laid on white; the EXIF orientation is applied.
     Raises DecodeError; more than `max_pixels` pixels by the header is pixel_limit, before anything is decoded.
     """
-    from featurizers.probe import SNIFF_BYTES, sniff
-
     mime = sniff(bytes(data[:SNIFF_BYTES]))
     if mime is None or not len(data):
         raise DecodeError("undecodable", f"{len(data)} bytes of no known picture format")
@@ -137,17 +126,6 @@ def _upright(image: Image, orientation: int) -> Image:
         return image
     flipped = PIL.Image.fromarray(image).transpose(UPRIGHT[orientation])
     return np.array(flipped)
-
-
-def open_by_pillow(data: bytes, mime: str) -> PIL.Image.Image:
-    """The lazily opened picture, read by the plugin of `mime` alone and whatever its size; raises what Pillow raises.
-
-    `PIL.Image.open` would hold the size against a process-wide limit; ours is an argument, checked by the caller.
-    """
-    PIL.Image.init()
-    opened = PIL.Image.OPEN[PILLOW_FORMAT[mime]][0](io.BytesIO(data), "")
-    assert isinstance(opened, PIL.Image.Image)
-    return opened
 
 
 def _decode_by_pillow(data: bytes, mime: str, *, max_pixels: int) -> Image:
@@ -334,13 +312,14 @@ def upright_boxes(
 
     (N, 4) x0, y0, x1, y1 in and out, clipped to 0..1; rows of NaN stay so.
     """
-    if spec.fit == "native":
-        return np.clip(box, 0, 1, dtype=np.float32)
     place = placement(spec, width, height)
-    origin = np.array([place.left, place.top] * 2, np.float64)
-    whole = np.array([place.width, place.height] * 2, np.float64)
-    mapped: NDArray[np.float32] = np.clip((box * float(spec.image_size) + origin) / whole, 0, 1).astype(np.float32)
-    return mapped
+    if spec.fit == "native":
+        mapped = box.astype(np.float64)
+    else:
+        origin = np.array([place.left, place.top] * 2, np.float64)
+        whole = np.array([place.width, place.height] * 2, np.float64)
+        mapped = (box * float(spec.image_size) + origin) / whole
+    return mapped.clip(0, 1).astype(np.float32)
 
 
 def thumbnail(image: Image) -> bytes:
@@ -352,12 +331,3 @@ def thumbnail(image: Image) -> bytes:
         np.ascontiguousarray(small), quality=THUMBNAIL_QUALITY, colorspace="RGB", colorsubsampling="420"
     )
     return encoded
-
-
-def __getattr__(name: str) -> Any:
-    """`probe`, `sniff`, `MediaFacts` and `SNIFF_BYTES` are found here as well as in `featurizers.probe`."""
-    if name in ("probe", "sniff", "MediaFacts", "SNIFF_BYTES"):
-        import featurizers.probe
-
-        return getattr(featurizers.probe, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

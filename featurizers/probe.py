@@ -5,13 +5,15 @@ Hostile bytes make facts None; nothing here raises on them.
 
 from __future__ import annotations
 
+import io
 import math
 import re
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import PIL.Image
+if TYPE_CHECKING:
+    import PIL.Image
 
 SNIFF_BYTES = 1024  # of the head that `sniff` looks at: markup may be preceded by a comment, MPEG-TS needs 377
 MediaType = Literal["image", "video"]
@@ -55,6 +57,17 @@ _BRANDS = {  # ISO base media: major brand -> type; any other brand is MP4
     b"M4B ": "audio/mp4",
 }
 _BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)  # sizes of the header that follows the file header
+ORIENTATION_TAG = 0x0112
+# The only Pillow plugins that crawled bytes reach; of the others some are old and some run programs (EPS).
+PILLOW_FORMAT = {
+    "image/jpeg": "JPEG",
+    "image/png": "PNG",
+    "image/gif": "GIF",
+    "image/webp": "WEBP",
+    "image/bmp": "BMP",
+    "image/tiff": "TIFF",
+    "image/avif": "AVIF",
+}
 VIDEO_FORMAT = {  # what may be opened as video, and by which FFmpeg demuxer alone: a playlist must not reach one
     "video/mp4": "mov",
     "video/quicktime": "mov",
@@ -137,8 +150,6 @@ def _sniff_text(head: bytes) -> str | None:
 
 def probe(data: bytes | memoryview) -> MediaFacts:
     """What the header of `data` says. Never raises on what the bytes are."""
-    from featurizers.decode import PILLOW_FORMAT
-
     mime = sniff(bytes(data[:SNIFF_BYTES]))
     if mime in PILLOW_FORMAT:
         facts = MediaFacts(mime=mime, media_type="image")
@@ -153,9 +164,20 @@ def probe(data: bytes | memoryview) -> MediaFacts:
     return MediaFacts(mime=mime)
 
 
-def _image_facts(data: bytes, facts: MediaFacts) -> MediaFacts:
-    from featurizers.decode import ORIENTATION_TAG, open_by_pillow
+def open_by_pillow(data: bytes, mime: str) -> PIL.Image.Image:
+    """The lazily opened picture, read by the plugin of `mime` alone and whatever its size; raises what Pillow raises.
 
+    `PIL.Image.open` would hold the size against a process-wide limit; ours is an argument, checked by the caller.
+    """
+    import PIL.Image
+
+    PIL.Image.init()
+    opened = PIL.Image.OPEN[PILLOW_FORMAT[mime]][0](io.BytesIO(data), "")
+    assert isinstance(opened, PIL.Image.Image)
+    return opened
+
+
+def _image_facts(data: bytes, facts: MediaFacts) -> MediaFacts:
     assert facts.mime is not None
     with open_by_pillow(data, facts.mime) as opened:
         width, height = opened.size
