@@ -1,0 +1,316 @@
+"""Encoded media to features, from Arrow record batches to Arrow record batches. Knows no Spark, no table, no model.
+
+reader -> bounded queue -> decode threads -> bounded queue -> batches for each featurizer -> rows
+The caller's thread reads and infers; decoding goes on meanwhile, for the decoders release the interpreter lock.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pyarrow as pa
+
+from featurizers.decode import DecodeError, decode_image, delivery, fit, thumbnail, upright_boxes
+from featurizers.probe import SNIFF_BYTES, VIDEO_FORMAT, sniff
+from featurizers.spec import Features, FeaturizerSpec, Image, featurizer_module
+from jobs.byte_queue import ByteQueue, Closed
+from jobs.inference import DeviceFailed as DeviceFailed
+from jobs.inference import Loaded as Loaded
+from jobs.inference import Outcome, infer_batch
+from jobs.staged import STAGED as STAGED
+from jobs.staged import FrameRow, record_batch
+from schemas.errors import Error, ErrorCode, error
+
+Delivery = tuple[str, int, int, int]  # of featurizers.decode.delivery
+MEDIA_OVERHEAD_BYTES = 4096  # what a media counts for beside its bytes, so that a million empty ones are not read ahead
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """How much at a time; none of it changes what comes out, but for the first two."""
+
+    max_pixels: int  # of one picture
+    max_frames_per_video: int
+    decode_threads: int = 1
+    queue_bytes: int = 32 << 20  # of encoded media read ahead, and again of decoded pictures waiting for a featurizer
+    output_bytes: int = 4 << 20  # of one Arrow batch: larger ones fall out of the cache (2.3 times slower at 64 MB)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Media:
+    media_id: str
+    due: tuple[str, ...]
+    content: memoryview | None
+    pack_uri: str | None
+    offset: int | None
+    length: int | None
+
+    @property
+    def size_bytes(self) -> int:
+        return MEDIA_OVERHEAD_BYTES + (len(self.content) if self.content is not None else self.length or 0)
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """A frame, and what each kind of delivery makes of it; no deliveries where the media could not be decoded."""
+
+    row: FrameRow
+    delivered: Mapping[Delivery, Image]
+    failure: Error | None = None
+
+
+@dataclass(frozen=True)
+class _Finished:
+    """A media has given all its frames; `bug` is an exception that is not the data's fault."""
+
+    size_bytes: int
+    bug: BaseException | None = None
+
+
+@dataclass(kw_only=True)
+class _Station:
+    """A featurizer with the pictures that wait for its next batch."""
+
+    loaded: Loaded
+    waiting: list[tuple[FrameRow, Image]] = field(default_factory=list)
+    waiting_bytes: int = 0
+    known_good: Image | None = None
+
+
+def featurize_media(
+    batches: Iterable[pa.RecordBatch], featurizers: Sequence[Loaded], settings: EngineSettings
+) -> Iterator[pa.RecordBatch]:
+    """Rows of schema STAGED: one for each (media, frame), with a result for each featurizer that is due, in any order.
+
+    batches: columns media_id, content, pack_uri, offset, length, mime, due (ids of the featurizers to run; a media
+    without any gives no row). Each media is read and decoded once, whatever is due. What is wrong with the data stands
+    in the rows; raises DeviceFailed if a featurizer takes not even a good picture, and ValueError for an id in `due`
+    that is not among `featurizers`. Memory is bounded by the settings and one picture for each decode thread.
+    Closing the generator, or an error, ends its threads.
+    """
+    stations = {loaded.spec.id: _Station(loaded=loaded) for loaded in featurizers}
+    decoded: ByteQueue[_Decoded | _Finished] = ByteQueue(settings.queue_bytes)
+    pool = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
+    source = _read_media(batches, stations)
+    finished: list[FrameRow] = []
+    finished_bytes = 0
+    n_reading, reading_bytes, is_drained = 0, 0, False
+    try:
+        while True:
+            while not is_drained and reading_bytes < settings.queue_bytes:
+                media = next(source, None)
+                if media is None:
+                    is_drained = True
+                    break
+                n_reading, reading_bytes = n_reading + 1, reading_bytes + media.size_bytes
+                specs = [stations[featurizer].loaded.spec for featurizer in media.due]
+                pool.submit(_decode, media, specs, settings, decoded)
+            if not n_reading:
+                completed = [row for station in stations.values() for row in _run(station)]
+            else:
+                item = decoded.get()
+                if isinstance(item, _Finished):
+                    if item.bug is not None:
+                        raise item.bug
+                    n_reading, reading_bytes = n_reading - 1, reading_bytes - item.size_bytes
+                    continue
+                completed = _distribute(item, stations, settings)
+            for row in completed:
+                finished.append(row)
+                finished_bytes += row.size_bytes
+                if finished_bytes >= settings.output_bytes:
+                    yield record_batch(finished)
+                    finished, finished_bytes = [], 0
+            if not n_reading and is_drained:
+                break
+        if finished:
+            yield record_batch(finished)
+    finally:
+        decoded.close()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _read_media(batches: Iterable[pa.RecordBatch], known: Mapping[str, object]) -> Iterator[_Media]:
+    for batch in batches:
+        columns = {name: batch.column(name) for name in ("media_id", "content", "pack_uri", "offset", "length", "due")}
+        for i in range(batch.num_rows):
+            due = tuple(dict.fromkeys(columns["due"][i].as_py() or ()))
+            unknown = [featurizer for featurizer in due if featurizer not in known]
+            if unknown:
+                raise ValueError(f"featurizers {unknown} are due but not loaded; loaded: {sorted(known)}")
+            if not due:
+                continue
+            content = columns["content"][i]
+            yield _Media(
+                media_id=columns["media_id"][i].as_py(),
+                due=due,
+                # Without a copy; the cast is for simplejpeg, which takes no signed bytes.
+                content=memoryview(content.as_buffer()).cast("B") if content.is_valid else None,
+                pack_uri=columns["pack_uri"][i].as_py(),
+                offset=columns["offset"][i].as_py(),
+                length=columns["length"][i].as_py(),
+            )
+
+
+# -- decode threads -----------------------------------------------------------------------------------------------
+
+
+def _decode(
+    media: _Media, specs: Sequence[FeaturizerSpec], settings: EngineSettings, decoded: ByteQueue[_Decoded | _Finished]
+) -> None:
+    """Put every frame of `media` on the queue, or its error, and then that it is finished; never raises."""
+    bug: BaseException | None = None
+    try:
+        for item, size_bytes in _frames(media, specs, settings):
+            decoded.put(item, size_bytes)
+    except Closed:
+        return
+    except BaseException as e:
+        bug = e
+    try:
+        decoded.put(_Finished(media.size_bytes, bug), 0)
+    except Closed:
+        return
+
+
+def _frames(media: _Media, specs: Sequence[FeaturizerSpec], settings: EngineSettings) -> Iterator[tuple[_Decoded, int]]:
+    """Each frame with the bytes it holds; one row with an error if there is none."""
+    n_frames = 0
+    failure: Error | None = None
+    started = time.perf_counter()
+    pictures = _pictures(media, settings)
+    while True:
+        try:
+            frame, image = next(pictures)
+        except StopIteration:
+            break
+        except _Unreadable as e:
+            failure = error(ErrorCode.STORAGE, str(e))
+            break
+        except DecodeError as e:
+            code = ErrorCode.UNDECODABLE if e.code == "unsupported_format" else ErrorCode(e.code)
+            failure = error(code, e.detail)
+            break
+        except MemoryError as e:
+            failure = error(ErrorCode.OUT_OF_MEMORY, f"while decoding: {e}")
+            break
+        except Exception as e:  # a decoder met bytes that its authors did not foresee
+            failure = error(ErrorCode.UNDECODABLE, f"{type(e).__name__}: {e}")
+            break
+        item = _deliver(media, specs, frame, image)
+        del image
+        item.row.decode_ms = (time.perf_counter() - started) * 1000
+        n_frames += 1
+        yield item, item.row.size_bytes + sum(array.nbytes for array in item.delivered.values())
+        started = time.perf_counter()
+    if failure is not None and not n_frames:  # a cut video keeps its readable frames
+        yield _Decoded(FrameRow(media_id=media.media_id, due=media.due), {}, failure), 0
+
+
+def _deliver(media: _Media, specs: Sequence[FeaturizerSpec], frame: int, image: Image) -> _Decoded:
+    delivered: dict[Delivery, Image] = {}
+    for spec in specs:
+        if delivery(spec) not in delivered:
+            delivered[delivery(spec)] = fit(image, spec)
+    height, width = image.shape[:2]
+    row = FrameRow(
+        media_id=media.media_id, due=media.due, frame=frame, width=width, height=height, thumbnail=thumbnail(image)
+    )
+    return _Decoded(row, delivered)
+
+
+class _Unreadable(Exception):
+    """The bytes could not be had from where they are stored."""
+
+
+def _pictures(media: _Media, settings: EngineSettings) -> Iterator[tuple[int, Image]]:
+    data = media.content if media.content is not None else _read_pack(media)
+    if sniff(bytes(data[:SNIFF_BYTES])) in VIDEO_FORMAT:
+        from featurizers.video import key_frames
+
+        yield from key_frames(bytes(data), max_frames=settings.max_frames_per_video, max_pixels=settings.max_pixels)
+    else:
+        yield 0, decode_image(data, max_pixels=settings.max_pixels)
+
+
+def _read_pack(media: _Media) -> bytes:
+    """The bytes of media held by reference, in one ranged read; raises _Unreadable."""
+    import fsspec.core
+
+    if media.pack_uri is None or media.offset is None or media.length is None:
+        raise _Unreadable(f"media {media.media_id} has neither content nor pack_uri, offset and length")
+    where = f"{media.pack_uri}[{media.offset}:{media.offset + media.length}]"
+    try:
+        filesystem, path = fsspec.core.url_to_fs(media.pack_uri)
+        data: bytes = filesystem.cat_file(path, start=media.offset, end=media.offset + media.length)
+    except Exception as e:  # every store has its own
+        raise _Unreadable(f"{where}: {type(e).__name__}: {e}") from e
+    if len(data) != media.length:
+        raise _Unreadable(f"{where}: {len(data)} bytes, wanted {media.length}")
+    return data
+
+
+# -- featurizers --------------------------------------------------------------------------------------------------
+
+
+def _distribute(item: _Decoded, stations: Mapping[str, _Station], settings: EngineSettings) -> list[FrameRow]:
+    """Hand a frame to every featurizer that is due, run those whose batch is full; the rows that this completed."""
+    completed = []
+    for featurizer in item.row.due:
+        station = stations[featurizer]
+        if item.failure is not None:
+            item.row.results[featurizer] = (station.loaded, Outcome(error=item.failure))
+            continue
+        image = item.delivered[delivery(station.loaded.spec)]
+        station.waiting.append((item.row, image))
+        station.waiting_bytes += image.nbytes
+        if len(station.waiting) >= station.loaded.spec.batch_size or station.waiting_bytes >= settings.queue_bytes:
+            completed += _run(station)
+    return [item.row] if item.failure is not None else completed
+
+
+def _run(station: _Station) -> list[FrameRow]:
+    """Run the featurizer over what waits for it; the rows that this completed."""
+    waiting, station.waiting, station.waiting_bytes = station.waiting, [], 0
+    if not waiting:
+        return []
+    images = [image for _, image in waiting]
+    outcomes = infer_batch(station.loaded, images, known_good=station.known_good)
+    completed = []
+    for (row, image), outcome in zip(waiting, outcomes, strict=True):
+        if outcome.found is not None:
+            station.known_good = image
+            outcome = replace(outcome, found=_upright(outcome.found, station.loaded.spec, row))
+        row.results[station.loaded.spec.id] = (station.loaded, outcome)
+        if row.is_complete:
+            completed.append(row)
+    return completed
+
+
+def _upright(found: Features, spec: FeaturizerSpec, row: FrameRow) -> Features:
+    if found.box is None or row.width is None or row.height is None:
+        return found
+    return replace(found, box=upright_boxes(found.box, spec, row.width, row.height))
+
+
+# -- models of this process ---------------------------------------------------------------------------------------
+
+_LOADED: dict[tuple[str, str], Loaded] = {}  # by fingerprint and device; a worker process outlives its tasks
+
+
+def loaded_featurizers(
+    described: Sequence[tuple[FeaturizerSpec, Mapping[str, Path], str]], device: str
+) -> list[Loaded]:
+    """The featurizers of (spec, weights by name, fingerprint), loaded once per process; those not named are let go."""
+    wanted = {(fingerprint, device) for _, _, fingerprint in described}
+    for key in set(_LOADED) - wanted:
+        del _LOADED[key]
+    for spec, weights, fingerprint in described:
+        if (fingerprint, device) not in _LOADED:
+            extract = featurizer_module(spec.family).load(spec, weights, device)
+            _LOADED[fingerprint, device] = Loaded(spec=spec, fingerprint=fingerprint, extract=extract)
+    return [_LOADED[fingerprint, device] for _, _, fingerprint in described]

@@ -1,0 +1,129 @@
+"""A batch of pictures through one featurizer, and whose fault it is when that fails. Knows no Spark and no Arrow."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from featurizers.spec import Extract, Features, FeaturizerSpec, Image, check_features
+from schemas.errors import Error, ErrorCode, error
+
+NATIVE_PROBE_PX = 224  # side of the grey probe where the featurizer takes any size
+# What CUDA, cuBLAS, PyTorch, ONNX Runtime and C++ say when an allocation fails and the exception's type does not.
+_ALLOCATION_FAILED = re.compile(
+    r"out of memory|failed to allocate memory|bad[_ ]alloc|alloc_failed|available memory of \d+ is smaller", re.I
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A featurizer that is ready to run in this process."""
+
+    spec: FeaturizerSpec
+    fingerprint: str
+    extract: Extract
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What one featurizer made of one picture: exactly one of `found` and `error` is None."""
+
+    found: Features | None = None  # of this picture alone; its `image` is all zero
+    error: Error | None = None
+    infer_ms: float | None = None  # the batch's time over its images; None: never inferred
+
+
+class DeviceFailed(RuntimeError):
+    """Not even a picture that is known to be good comes through: ours or the device's fault, so the task is to fail."""
+
+
+def infer_batch(loaded: Loaded, images: Sequence[Image], *, known_good: Image | None = None) -> list[Outcome]:
+    """One outcome for each of `images`, in order.
+
+    One `extract` for the batch; if it throws, once per image, so that one bad picture costs only itself. A batch that
+    does not fit the memory is halved until it does, down to one image, which then has out_of_memory.
+    If no image survives, whose fault is it? `known_good`, a picture that this featurizer took before, or else a grey
+    one, is tried: if it comes through, the pictures were at fault, whether one at the end of a partition or a whole
+    batch of them; if not, DeviceFailed is raised.
+    """
+    outcomes = _attempt(loaded, images)
+    if any(outcome.found is not None for outcome in outcomes) or not outcomes:
+        return outcomes
+    _, failure = _extract(loaded, [known_good if known_good is not None else grey_probe(loaded.spec)])
+    if failure is not None:
+        raise DeviceFailed(
+            f"{loaded.spec.id}: none of {len(images)} pictures came through, nor did one that should: "
+            f"{type(failure).__name__}: {failure}"
+        ) from failure
+    return outcomes
+
+
+def grey_probe(spec: FeaturizerSpec) -> Image:
+    """A plain grey picture as `spec` is delivered one."""
+    side = NATIVE_PROBE_PX if spec.fit == "native" else spec.image_size
+    return np.full((side, side, 3), 128, np.uint8)
+
+
+def _attempt(loaded: Loaded, images: Sequence[Image]) -> list[Outcome]:
+    started = time.perf_counter()
+    found, failure = _extract(loaded, images)
+    infer_ms = (time.perf_counter() - started) * 1000 / max(1, len(images))
+    if failure is None:
+        return [Outcome(found=each, infer_ms=infer_ms) for each in found]
+    is_memory = is_out_of_memory(failure)
+    if len(images) == 1:
+        code = ErrorCode.OUT_OF_MEMORY if is_memory else ErrorCode.MODEL_FAILED
+        said = error(code, f"{loaded.spec.id}: {type(failure).__name__}: {failure}")
+        return [Outcome(error=said, infer_ms=infer_ms)]
+    if is_memory:
+        _release_device_memory()
+        half = len(images) // 2
+        return [*_attempt(loaded, images[:half]), *_attempt(loaded, images[half:])]
+    return [outcome for image in images for outcome in _attempt(loaded, [image])]
+
+
+def _extract(loaded: Loaded, images: Sequence[Image]) -> tuple[list[Features], Exception | None]:
+    """The features of each image, or what was thrown; its traceback is dropped, for it holds on to the batch."""
+    try:
+        features = loaded.extract(images)
+        check_features(features, loaded.spec, len(images))
+        return split(features, len(images)), None
+    except Exception as e:
+        return [], e.with_traceback(None)
+
+
+def split(features: Features, n_images: int) -> list[Features]:
+    """`features` of a batch as one `Features` for each image."""
+    ends = np.searchsorted(features.image, np.arange(n_images + 1), side="left")
+    parts = []
+    for first, last in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True):
+        parts.append(
+            Features(
+                image=np.zeros(last - first, np.int32),
+                vector=features.vector[first:last],
+                label=None if features.label is None else features.label[first:last],
+                score=None if features.score is None else features.score[first:last],
+                box=None if features.box is None else features.box[first:last],
+                text=None if features.text is None else features.text[first:last],
+            )
+        )
+    return parts
+
+
+def is_out_of_memory(failure: BaseException) -> bool:
+    """True where `failure` says that an allocation failed, on whatever device and in whichever library."""
+    if isinstance(failure, MemoryError) or type(failure).__name__ == "OutOfMemoryError":
+        return True
+    return _ALLOCATION_FAILED.search(str(failure)) is not None
+
+
+def _release_device_memory() -> None:
+    """Give PyTorch's cached blocks back, if PyTorch is in use, so that the half batch meets an unfragmented device."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
