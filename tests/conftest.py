@@ -1,0 +1,35 @@
+"""Fixtures that need something outside the test: a Spark session, the labelled photographs. Knows no job."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+
+@pytest.fixture(scope="session")
+def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
+    """One local Spark session with Delta for the whole test run."""
+    from jobs.config import Spark
+    from jobs.session import spark_session
+
+    warehouse = tmp_path_factory.mktemp("warehouse")
+    config = Spark(master="local[2]", driver_memory="1g", settings={"spark.sql.warehouse.dir": warehouse.as_uri()})
+    session = spark_session(config, "tests")
+    yield session
+    session.stop()
+
+
+@pytest.fixture(scope="session")
+def dev_data() -> Path:
+    """The folder of labelled photographs that LAKELENS_DEV_DATA names."""
+    folder = os.environ.get("LAKELENS_DEV_DATA")
+    if not folder:
+        pytest.skip("LAKELENS_DEV_DATA does not name a folder of labelled photographs")
+    return Path(folder)
