@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from featurizers.spec import FeaturizerSpec, featurizer_module, find_spec, fingerprint
 from featurizers.weights import resolve
 from jobs import lake as lakes
+from jobs.commit import added_files, commit_wave, last_transaction, log_entries, transaction_session
 from jobs.config import Config, ConfigError, Featurize
 from jobs.engine import STAGED, EngineSettings, featurize_media, loaded_featurizers
-from jobs.lake import Lake, append, find_commit, last_transaction, log_entries, read, transaction_session, version
+from jobs.lake import Lake, append, read, version
 from jobs.runs import JobResult, Run, run_rows
-from schemas import DOCUMENTS, FEATURES, FRAMES, MEDIA, MENTIONS
+from schemas import DOCUMENTS, FEATURES, FRAMES, MEDIA
 from schemas.errors import RETRYABLE
 from schemas.table import schema_ddl
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 PARTITION_BYTES = 32 << 20  # media bytes of one task: small enough that the dearest pictures spread over the cores
 FEATURES_FILE_BYTES = 128 << 20  # design: at most one features file per featurizer and 128 MB of a wave
-COMMIT_ATTEMPTS = 5  # of one wave of one featurizer, each after looking again at what is there
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +120,7 @@ def new_media_files(
         entries = list(log_entries(spark, lake, MEDIA, after=since))[: max(0, pinned - since)]
     except FileNotFoundError:
         return None
-    paths = [f"{lake.table(MEDIA)}/{name}" for name in lakes.added_files(entries)]
+    paths = [f"{lake.table(MEDIA)}/{name}" for name in added_files(entries)]
     return paths, [r["run_id"] for r in same if r["started"] >= base["started"]]
 
 
@@ -290,39 +290,27 @@ def features_rows(staged: DataFrame, due: Due, run: Run, wave: int) -> DataFrame
 def commit_features(
     spark: SparkSession, lake: Lake, staged: DataFrame, due: Due, run: Run, wave: int, *, retries: bool, n_files: int
 ) -> int:
-    """Commit one wave of one featurizer exactly once; returns the wave number after the last one used.
-
-    A lost commit (dropped silently or a concurrency exception) is answered by looking again at what is there and
-    committing what is left under the next number.
-    """
+    """Commit one wave of one featurizer exactly once; returns the number of its next wave."""
     from pyspark.sql import functions as F
 
-    for _ in range(COMMIT_ATTEMPTS):
-        run.check_owned()
-        before = version(spark, lake, FEATURES)
-        rows = features_rows(staged, due, run, wave)
-        there = read(spark, lake, FEATURES, version=before).where(
+    wave_media = F.broadcast(staged.select("media_id").distinct())
+
+    def left(at: int, wave: int) -> DataFrame:
+        there = read(spark, lake, FEATURES, version=at).where(
             (F.col("featurizer") == due.spec.id) & (F.col("fingerprint") == due.fingerprint)
         )
-        wave_media = F.broadcast(staged.select("media_id").distinct())
-        good = there.where(F.col("error").isNull()) if retries else there
-        good = good.select("media_id", "frame").join(wave_media, on="media_id", how="left_semi")
-        rows = rows.join(good, on=["media_id", "frame"], how="left_anti").select(*FEATURES.columns.names)
-        n_rows = rows.count()
-        if n_rows == 0:
-            return wave
-        try:
-            if retries:
-                merge_retries(spark, lake, rows, staged, due, run, wave)
-            else:
-                append(rows.coalesce(n_files), lake, FEATURES, app_id=due.app_id, transaction=wave, owner=run.owner)
-        except lakes.concurrency_errors():
-            pass
-        commit = find_commit(log_entries(spark, lake, FEATURES, after=before), due.app_id, wave)
-        if commit is not None and commit.owner == run.owner and commit.n_rows == n_rows:
-            return wave + 1
-        wave = last_transaction(spark, lake, FEATURES, due.app_id) + 1
-    raise RuntimeError(f"{due.spec.id}: the commit of a wave was lost {COMMIT_ATTEMPTS} times to other writers")
+        settled = there.where(F.col("error").isNull()) if retries else there
+        settled = settled.select("media_id", "frame").join(wave_media, on="media_id", how="left_semi")
+        rows = features_rows(staged, due, run, wave)
+        return rows.join(settled, on=["media_id", "frame"], how="left_anti").select(*FEATURES.columns.names)
+
+    def write(rows: DataFrame, wave: int) -> None:
+        if retries:
+            merge_retries(spark, lake, rows, staged, due, run, wave)
+        else:
+            append(rows.coalesce(n_files), lake, FEATURES, app_id=due.app_id, transaction=wave, owner=run.owner)
+
+    return commit_wave(spark, lake, FEATURES, run, due.app_id, wave, left=left, write=write)
 
 
 def merge_retries(

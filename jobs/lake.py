@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import urllib.parse
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,8 +12,6 @@ from schemas import TABLES, Table
 from schemas.table import create_ddl, schema_difference
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from pyspark.sql import DataFrame, SparkSession
 
 T = TypeVar("T")
@@ -111,7 +106,8 @@ def read(spark: SparkSession, lake: Lake, table: Table, *, version: int | None =
     return reader.load(lake.table(table))
 
 
-def _snapshot(spark: SparkSession, uri: str) -> Any:
+def snapshot(spark: SparkSession, uri: str) -> Any:
+    """Delta's own snapshot of a table, over py4j: the only way to a version or transaction without reading history."""
     jvm = spark._jvm
     assert jvm is not None
     none = jvm.scala.Option.apply(None)
@@ -120,69 +116,23 @@ def _snapshot(spark: SparkSession, uri: str) -> Any:
 
 def version(spark: SparkSession, lake: Lake, table: Table) -> int:
     """The table's latest version."""
-    return int(_snapshot(spark, lake.table(table)).version())
-
-
-def last_transaction(spark: SparkSession, lake: Lake, table: Table, app_id: str) -> int:
-    """The last transaction version an application has committed to the table, -1 for none."""
-    found = _snapshot(spark, lake.table(table)).transactions().get(app_id)
-    return int(found.get()) if found.isDefined() else -1
-
-
-def log_entries(spark: SparkSession, lake: Lake, table: Table, *, after: int) -> Iterator[list[dict[str, Any]]]:
-    """The actions of each commit after version `after`, oldest first.
-
-    Raises FileNotFoundError where the log no longer holds one of them.
-    """
-    fs, _ = file_system(spark, lake.uri)
-    jvm = spark._jvm
-    assert jvm is not None
-    for number in range(after + 1, version(spark, lake, table) + 1):
-        path = jvm.org.apache.hadoop.fs.Path(f"{lake.table(table)}/_delta_log/{number:020d}.json")
-        if not fs.exists(path):
-            raise FileNotFoundError(f"{table.name}: the log no longer holds version {number}")
-        stream = fs.open(path)
-        try:
-            text = jvm.org.apache.commons.io.IOUtils.toString(stream, "UTF-8")
-        finally:
-            stream.close()
-        yield [json.loads(line) for line in text.splitlines() if line]
-
-
-def added_files(entries: Iterable[list[dict[str, Any]]]) -> list[str]:
-    """Paths, relative to the table and URL-decoded, of the files that commits added."""
-    return [urllib.parse.unquote(action["add"]["path"]) for entry in entries for action in entry if "add" in action]
-
-
-@dataclass(frozen=True)
-class Commit:
-    """Who set a transaction version, and how many rows that commit wrote."""
-
-    owner: str | None
-    n_rows: int
-
-
-def find_commit(entries: Iterable[list[dict[str, Any]]], app_id: str, transaction: int) -> Commit | None:
-    """The commit among `entries` that set transaction `transaction` of `app_id`, if any."""
-    for entry in entries:
-        by_kind = {kind: action[kind] for action in entry for kind in action if kind in ("txn", "commitInfo")}
-        txn = by_kind.get("txn", {})
-        if txn.get("appId") == app_id and txn.get("version") == transaction:
-            info = by_kind.get("commitInfo", {})
-            metrics = info.get("operationMetrics", {})
-            if info.get("operation") == "MERGE":
-                n_rows = int(metrics.get("numTargetRowsInserted", 0)) + int(metrics.get("numTargetRowsUpdated", 0))
-            else:
-                n_rows = int(metrics.get("numOutputRows", 0))
-            return Commit(owner=info.get("userMetadata"), n_rows=n_rows)
-    return None
+    return int(snapshot(spark, lake.table(table)).version())
 
 
 def concurrency_errors() -> tuple[type[Exception], ...]:
     """The exceptions by which Delta says that another writer was there first."""
-    from delta.exceptions import DeltaConcurrentModificationException
+    from delta import exceptions
 
-    return (DeltaConcurrentModificationException,)
+    return (
+        exceptions.ConcurrentAppendException,
+        exceptions.ConcurrentDeleteDeleteException,
+        exceptions.ConcurrentDeleteReadException,
+        exceptions.ConcurrentTransactionException,
+        exceptions.ConcurrentWriteException,
+        exceptions.MetadataChangedException,
+        exceptions.ProtocolChangedException,
+        exceptions.DeltaConcurrentModificationException,
+    )
 
 
 def append(
@@ -202,24 +152,6 @@ def append(
     if owner is not None:
         writer = writer.option("userMetadata", owner)
     writer.save(lake.table(table))
-
-
-@contextmanager
-def transaction_session(spark: SparkSession, app_id: str, transaction: int, owner: str) -> Iterator[SparkSession]:
-    """A session of its own whose next MERGE carries a transaction id and an owner (Delta takes both from settings)."""
-    session = spark.newSession()
-    settings = {
-        "spark.databricks.delta.write.txnAppId": app_id,
-        "spark.databricks.delta.write.txnVersion": str(transaction),
-        "spark.databricks.delta.commitInfo.userMetadata": owner,
-    }
-    try:
-        for key, value in settings.items():
-            session.conf.set(key, value)
-        yield session
-    finally:
-        for key in settings:
-            session.conf.unset(key)
 
 
 def repeated(commit: Callable[[], T]) -> T:

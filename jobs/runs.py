@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jobs.lake import Lake, read, repeated
 from schemas import RUNS, Table
-from schemas.table import schema_ddl, spark_type
+from schemas.table import spark_type
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -163,14 +163,12 @@ def _update(spark: SparkSession, lake: Lake, condition: str, columns: Mapping[st
 
 
 def _insert(spark: SparkSession, lake: Lake, row: Mapping[str, Any]) -> None:
-    from delta.tables import DeltaTable
-
-    def commit() -> None:
-        source = spark.createDataFrame([tuple(row[name] for name in RUNS.columns.names)], schema_ddl(RUNS.columns))
-        target = DeltaTable.forPath(spark, lake.table(RUNS)).alias("t")
-        target.merge(source.alias("s"), "t.run_id = s.run_id").whenNotMatchedInsertAll().execute()
-
-    repeated(commit)
+    values = ", ".join(f"{_literal(row[f.name], spark_type(f.type))} AS `{f.name}`" for f in RUNS.columns)
+    statement = (
+        f"MERGE INTO delta.`{lake.table(RUNS)}` t USING (SELECT {values}) s ON t.run_id = s.run_id "
+        "WHEN NOT MATCHED THEN INSERT *"
+    )
+    repeated(lambda: spark.sql(statement).collect())
 
 
 @contextmanager
@@ -187,7 +185,7 @@ def executing(
     expiry_s: float,
     progress: Callable[[str], None],
 ) -> Iterator[Run]:
-    """Hold a run for the length of a `with` block: insert or resume it, keep its heart beating, mark it failed on error.
+    """Hold a run for a `with` block: insert or resume it, keep its heart beating, mark it failed on error.
 
     Whoever uses it ends the run with `finish`. Raises RunAccepted, RunRefused (the id or the lease is held).
     """
