@@ -27,7 +27,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from html.parser import HTMLParser
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, TypeVar
@@ -67,6 +67,7 @@ def _redacted(url: str) -> str:
     return urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment=""))
 
 
+@cache
 def _pip_settings() -> dict[str, str]:
     """What pip's files and environment say, keys without their section; the environment wins."""
     if importlib.util.find_spec("pip") is None:

