@@ -231,7 +231,7 @@ def test_whatever_is_wrong_with_the_media_rows_out_are_rows_in_and_equal_to_thos
 
 def test_a_frame_is_described_by_its_upright_size_its_time_and_a_thumbnail() -> None:
     spec = a_spec("a", image_size=16, batch_size=1)
-    rows = list(featurize_media(media([clip([(9, 99, 9)] * 4)], [[spec.id]]), [loaded(spec)], SETTINGS))
+    rows = list(featurize_media(media([clip([(9, 99, 9)] * 5)], [[spec.id]]), [loaded(spec)], SETTINGS))
     row = rows[0].to_pylist()[1]
     assert (row["frame"], row["time_s"], row["shot"], row["width"], row["height"]) == (200, 0.2, None, 64, 48)
     assert PIL.Image.open(io.BytesIO(row["thumbnail"])).size == (64, 48)
@@ -390,7 +390,7 @@ def test_features_that_break_the_contract_are_an_error_of_their_picture_only() -
 
 
 def test_rows_of_nan_become_null_and_what_a_featurizer_does_not_give_is_null() -> None:
-    spec = a_spec("a", dim=2)
+    spec = a_spec("a", dim=2, fit="native", image_size=0)
 
     def extract(images: Sequence[Image]) -> Features:
         return Features(
@@ -442,15 +442,16 @@ def decode_threads() -> list[threading.Thread]:
 
 
 def endless() -> Iterator[pa.RecordBatch]:
+    batches = media([picture((9, 99, 9))] * 4, [["concept_a.v@1"]] * 4)
     while True:
-        yield from media([picture((9, 99, 9))] * 4, [["concept_a.v@1"]] * 4)
+        yield from batches
+
+
+SMALL = EngineSettings(max_pixels=100_000, max_frames_per_video=1, decode_threads=3, queue_bytes=20_000, output_bytes=1)
 
 
 def test_a_consumer_that_stops_early_leaves_no_thread_behind() -> None:
-    small = EngineSettings(
-        max_pixels=100_000, max_frames_per_video=1, decode_threads=3, queue_bytes=20_000, output_bytes=1
-    )
-    rows = featurize_media(endless(), [loaded(a_spec("a"))], small)
+    rows = featurize_media(endless(), [loaded(a_spec("a"))], SMALL)
     next(rows)
     assert decode_threads()
     rows.close()  # type: ignore[attr-defined]
@@ -458,9 +459,7 @@ def test_a_consumer_that_stops_early_leaves_no_thread_behind() -> None:
 
 
 def test_a_generator_that_is_forgotten_leaves_no_thread_behind() -> None:
-    rows = featurize_media(
-        endless(), [loaded(a_spec("a"))], EngineSettings(max_pixels=1, max_frames_per_video=1, output_bytes=1)
-    )
+    rows = featurize_media(endless(), [loaded(a_spec("a"))], SMALL)
     next(rows)
     del rows
     gc.collect()
@@ -476,7 +475,7 @@ def test_an_error_of_the_source_or_of_the_device_comes_out_and_leaves_no_thread_
         list(featurize_media(broken(), [loaded(a_spec("a"))], SETTINGS))
     dead = loaded(a_spec("a"), poisoned(a_spec("a"), lambda image: True))
     with pytest.raises(DeviceFailed):
-        list(featurize_media(endless(), [dead], SETTINGS))
+        list(featurize_media(endless(), [dead], SMALL))
     assert not decode_threads()
 
 
