@@ -153,6 +153,13 @@ def _explain(error: ValidationError) -> str:
     return "; ".join(lines)
 
 
+def _built_in(name: str) -> str:
+    """Text of conf/NAME, which stands beside the package: in a checkout, in site-packages, in a zip."""
+    package = importlib.resources.files("jobs")
+    folder: Path = package.parent  # type: ignore[attr-defined]  # pathlib.Path, or zipfile.Path which has the same
+    return (folder / "conf" / name).read_text(encoding="utf-8")
+
+
 def load_config(
     files: Sequence[Path] = (), assignments: Sequence[str] = (), overrides: Mapping[str, Any] | None = None
 ) -> Config:
@@ -160,10 +167,9 @@ def load_config(
 
     Raises ConfigError, naming the file or key, the value and what is allowed.
     """
-    conf = importlib.resources.files("jobs").joinpath("..", "conf")
     raw: dict[str, Any] = {}
     for name in ("base.yaml", "prices.yaml"):
-        raw = merge(raw, _read_yaml(conf.joinpath(name).read_text(), f"conf/{name}"))
+        raw = merge(raw, _read_yaml(_built_in(name), f"conf/{name}"))
     for file in files:
         try:
             text = file.read_text()

@@ -1,0 +1,67 @@
+# What a newcomer types. Needs make, Python 3.11 or 3.12, Java 17 or newer and a package index.
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+LAKE ?= lake
+ONLY ?=
+export UV_HTTP_TIMEOUT ?= 300
+
+# $(supported) PYTHON: succeeds for a Python that Lakelens runs on.
+supported = -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null
+
+.PHONY: help setup demo test check bench zip ui clean lock
+.DELETE_ON_ERROR:
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/installed ## install everything, fetch the JARs and the weights, build the sample media
+	@$(PYTHON) -m jobs.setup
+
+demo: setup ## run the whole pipeline on the sample media, into ./lake
+	$(VENV)/bin/lakelens demo
+
+test: setup ## run the tests; ARGS='-m "not spark"' for the quick ones
+	$(PYTHON) -m pytest $(ARGS)
+
+check: $(VENV)/installed ## lint, formatting and types
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy jobs featurizers schemas
+
+bench: setup ## measure against the peers; ONLY=B1,B3 for some
+	$(PYTHON) -m benchmarks $(if $(ONLY),--only $(ONLY))
+
+zip: ## pack the code for a cluster (--py-files), as build/lakelens.zip
+	@mkdir -p build && find jobs featurizers schemas conf -name __pycache__ -exec rm -rf {} +
+	python3 -m zipfile -c build/lakelens.zip jobs featurizers schemas conf
+
+ui: $(VENV)/installed ## open MLflow on the lake's runs; LAKE=path for another lake
+	@test -f $(LAKE)/mlflow.db || { echo "$(LAKE)/mlflow.db does not exist: run make demo, or name a lake by LAKE=path"; exit 2; }
+	$(VENV)/bin/mlflow ui --backend-store-uri sqlite:///$(LAKE)/mlflow.db --host 127.0.0.1 --workers 1
+
+clean: ## remove what was built: environment, build folder, lake, caches of the tools
+	rm -rf $(VENV) build $(LAKE) *.egg-info .pytest_cache .mypy_cache .ruff_cache spark-warehouse
+
+# uv comes from the package index that pip uses, and asks the same one.
+$(VENV)/installed: requirements.lock pyproject.toml
+	@if ! $(PYTHON) $(supported); then \
+	  for python in python3.11 python3.12 python3; do $$python $(supported) && break || python=; done; \
+	  test -n "$$python" || { echo "Lakelens needs Python 3.11 or 3.12, and found neither python3.11 nor python3.12 on PATH"; exit 2; }; \
+	  echo "environment: $(VENV) with $$($$python --version)"; $$python -m venv --clear $(VENV); \
+	fi
+	@echo "packages: $$(grep -c '^[a-z]' requirements.lock) of requirements.lock"
+	@$(PYTHON) -m pip install --quiet $$(grep -oE '^uv==[^ ]+' requirements.lock) || { echo "$(unreachable)"; exit 1; }
+	@index=$$($(PYTHON) -m pip config get global.index-url 2>/dev/null || true); index=$${PIP_INDEX_URL:-$$index}; \
+	  if [ -n "$$index" ]; then export UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$$index}"; fi; \
+	  $(VENV)/bin/uv pip sync --quiet --python $(PYTHON) --require-hashes --compile-bytecode requirements.lock \
+	  || { echo "$(unreachable)"; exit 1; }
+	@$(VENV)/bin/uv pip install --quiet --python $(PYTHON) --no-deps --no-build-isolation --offline --editable .
+	@touch $@
+
+unreachable = The packages could not be installed (see above). Is the package index that pip is configured for reachable? Then run make again.
+
+lock: $(VENV)/installed ## resolve requirements.lock anew, and see that it installs on Python 3.11 and 3.12
+	$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	  --no-emit-index-url --group dev pyproject.toml --output-file requirements.lock
+	for version in 3.11 3.12; do $(VENV)/bin/uv pip install --quiet --dry-run --target build/dry-run --require-hashes \
+	  --python-version $$version --python-platform x86_64-manylinux_2_28 --requirements requirements.lock || exit 1; done

@@ -1,0 +1,169 @@
+"""Makes a machine ready: Java, Delta's JARs, the default weights, the sample media. Knows no table and starts no job."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from jobs.config import ConfigError, load_config
+from jobs.session import DELTA_JARS, DELTA_PACKAGE, SessionError, check_java, jar_folder
+
+SAMPLE_FOLDER = Path("build") / "sample"  # below the checkout
+
+# Spark ships all of these, mostly newer; without them 13 MB are fetched instead of 174 MB.
+SHIPPED_WITH_SPARK = (
+    "org.apache.hadoop:hadoop-client-api",
+    "org.apache.hadoop:hadoop-client-runtime",
+    "io.unitycatalog:unitycatalog-client",
+    "io.unitycatalog:unitycatalog-hadoop",
+    "com.fasterxml.jackson.core:*",
+    "com.fasterxml.jackson.datatype:*",
+    "org.apache.logging.log4j:*",
+    "org.slf4j:*",
+    "org.apache.parquet:*",
+    "org.roaringbitmap:*",
+    "org.locationtech.jts:*",
+    "com.github.luben:*",
+    "com.google.code.findbugs:*",
+    "commons-logging:*",
+    "commons-pool:*",
+    "io.airlift:*",
+    "javax.annotation:*",
+    "org.xerial.snappy:*",
+    "org.antlr:*",
+)
+RESOLVE_TIMEOUT_S = 600
+
+
+class SetupError(RuntimeError):
+    """Something could not be fetched; the message says what, why, and what to try."""
+
+
+def java() -> str:
+    """Check Java; raises SessionError."""
+    return f"Java {check_java()}"
+
+
+def delta_jars(folder: Path | None = None, *, package: str = DELTA_PACKAGE) -> str:
+    """Put Delta's JARs into `folder` (`jar_folder()`) unless they are there, checked by digest; raises SetupError."""
+    folder = folder or jar_folder()
+    if all((folder / name).is_file() for name in DELTA_JARS):
+        return f"Delta JARs in {folder}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".resolving-") as scratch:
+        resolved = {path.name.removeprefix("io.delta_"): path for path in _resolve(package, Path(scratch))}
+        ready = Path(scratch) / "ready"
+        ready.mkdir()
+        for name, sha256 in DELTA_JARS.items():
+            if name not in resolved:
+                raise SetupError(f"{package} came without {name}; it brought {', '.join(sorted(resolved))}")
+            found = hashlib.sha256(resolved[name].read_bytes()).hexdigest()
+            if found != sha256:
+                raise SetupError(f"{name} has SHA-256 {found}, expected {sha256}: the repository serves another file")
+            shutil.copyfile(resolved[name], ready / name)
+        shutil.rmtree(folder, ignore_errors=True)  # an incomplete one
+        ready.rename(folder)
+    return f"{len(DELTA_JARS)} Delta JARs fetched into {folder}"
+
+
+def _resolve(package: str, scratch: Path) -> list[Path]:
+    """Let spark-submit resolve `package` into `scratch`, with an empty program: no Spark context is started."""
+    import pyspark
+
+    program = scratch / "nothing.py"
+    program.touch()
+    ivy = scratch / "ivy"
+    home = Path(pyspark.__file__).parent
+    command = [str(home / "bin" / "spark-submit"), "--master", "local[1]", "--packages", package]
+    command += ["--exclude-packages", ",".join(SHIPPED_WITH_SPARK), "--conf", f"spark.jars.ivy={ivy}", str(program)]
+    settings = os.environ.get("IVY_SETTINGS")  # an Ivy settings file that names your own repository
+    if settings:
+        command[1:1] = ["--conf", f"spark.jars.ivySettings={settings}"]
+    environment = {
+        **os.environ, "SPARK_HOME": str(home), "PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1"
+    }  # fmt: skip
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=RESOLVE_TIMEOUT_S)
+    except subprocess.TimeoutExpired as e:
+        raise SetupError(f"{package} was not resolved within {RESOLVE_TIMEOUT_S} s; {_repository_hint()}") from e
+    if done.returncode != 0:
+        lines = [line.strip() for line in done.stderr.splitlines()]
+        why = next((line for line in lines if "unresolved dependency" in line or "Exception" in line), "no reason given")
+        raise SetupError(f"{package} could not be resolved ({why}); {_repository_hint()}")
+    return sorted((ivy / "jars").glob("*.jar"))
+
+
+def _repository_hint() -> str:
+    return (
+        "the Maven repository must be reachable once, here; for another one set IVY_SETTINGS to an Ivy settings file, "
+        f"or copy the JARs into {jar_folder()}"
+    )
+
+
+def weights() -> str:
+    """Fetch the weights of the configured featurizers and of the linker, and embed the catalogue's names.
+
+    Raises WeightsError, UnknownFeaturizer and CatalogueError.
+    """
+    from featurizers.linking import LINKER_SPEC, load_linker
+    from featurizers.spec import find_spec
+    from featurizers.weights import cache_dir, resolve
+
+    specs = [find_spec(featurizer_id) for featurizer_id in load_config().featurize.featurizers]
+    for spec in specs:
+        resolve(spec)
+    linker, paths = resolve(LINKER_SPEC)
+    # Loading the linker writes the vectors of the catalogue; a mark of what it was loaded from saves doing it again.
+    modules = sorted(Path(sys.modules[load_linker.__module__].__file__ or "").parent.glob("*.py"))
+    state = hashlib.sha256(repr(linker).encode() + b"".join(module.read_bytes() for module in modules)).hexdigest()
+    mark = cache_dir() / "catalogue" / f"{state}.embedded"
+    if not mark.exists():
+        load_linker(paths)
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    return f"weights of {', '.join(spec.id for spec in [*specs, linker])} in {cache_dir()}"
+
+
+def sample() -> str:
+    """Build the sample media; raises SampleError and WeightsError."""
+    from jobs.sample_media import build
+
+    folder = build(Path(__file__).parent.parent / SAMPLE_FOLDER)
+    return f"sample media in {folder}"
+
+
+def main(arguments: list[str]) -> int:
+    """Run every step; one line each. Exit code 1 for what is worth another try, 2 for what is not."""
+    unknown = [argument for argument in arguments if argument != "--debug"]
+    if unknown:
+        print(f"setup: {unknown[0]!r} is not an option; allowed: --debug", file=sys.stderr)
+        return 2
+    steps: list[tuple[str, Callable[[], str]]] = [
+        ("java", java), ("jars", delta_jars), ("weights", weights), ("sample", sample)
+    ]  # fmt: skip
+    for name, step in steps:
+        started = time.monotonic()
+        try:
+            done = step()
+        except KeyboardInterrupt:
+            print(f"{name}: interrupted; run it again to go on", file=sys.stderr)
+            return 1
+        except Exception as e:
+            if "--debug" in arguments:
+                traceback.print_exc()
+            print(f"{name}: {' '.join(str(e).split()) or type(e).__name__}", file=sys.stderr)
+            return 2 if isinstance(e, (SessionError, ConfigError, ValueError)) else 1
+        print(f"{name}: {done} ({time.monotonic() - started:.1f} s)", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
