@@ -9,7 +9,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,7 @@ class Catalogue:
         """64 hex digits over every field of every entity, in order."""
         total = hashlib.sha256()
         for entity in self.entities:
-            total.update(json.dumps(astuple(entity), ensure_ascii=False, separators=(",", ":")).encode())
+            total.update(json.dumps(tuple(vars(entity).values()), ensure_ascii=False, separators=(",", ":")).encode())
         return total.hexdigest()
 
 

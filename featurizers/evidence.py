@@ -240,7 +240,7 @@ def _all_of_text(w: Weighed) -> bool:
 
 SIGNS: tuple[tuple[str, float, Callable[[Weighed], bool]], ...] = (
     ("the model reads a place", 1.5, lambda w: _labelled(w, PLACE_LABELS)),
-    ("the model reads a person", -1.5, lambda w: _labelled(w, frozenset({"PERSON"}))),
+    ("the model reads a person", -1.5, lambda w: w.mention.how == "exact" and _labelled(w, frozenset({"PERSON"}))),
     ("the model reads another name", -0.5, lambda w: _labelled(w, NAME_LABELS - {"PERSON"})),
     ("a preposition of place", 1.5, _in_place_phrase),
     ("a capital inside a sentence", 1.0, _telling_capital),
@@ -251,6 +251,7 @@ SIGNS: tuple[tuple[str, float, Callable[[Weighed], bool]], ...] = (
     ("a region of the first kind", 1.5, lambda w: w.entity.type == "subdivision" and w.prior > 5.5),
     ("a city of a million", 1.5, lambda w: w.entity.type == "city" and w.prior >= 6),
     ("a city of 100,000", 0.75, lambda w: w.entity.type == "city" and 5 <= w.prior < 6),
+    ("a large city in capitals", 1.75, lambda w: w.reading.case == "upper" and w.prior >= 5.6 and w.entity.type == "city"),
     ("several words", 0.75, lambda w: w.mention.last > w.mention.first),
     ("misspelt", -0.5, lambda w: w.mention.how == "misspelt"),
     ("another script", 2.0, lambda w: not w.key.isascii()),
