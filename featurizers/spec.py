@@ -163,7 +163,7 @@ def featurizer_module(family: str) -> Featurizer:
     """Import the module of a family; raises UnknownFeaturizer."""
     if family not in families():
         raise UnknownFeaturizer(f"featurizer family {family!r} is not known; there are: {', '.join(families())}")
-    module: Featurizer = importlib.import_module(f"featurizers.{family}")  # type: ignore[assignment]
+    module: Featurizer = importlib.import_module(f"featurizers.{family}")
     return module
 
 

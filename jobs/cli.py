@@ -141,8 +141,8 @@ def featurize(
     """Compute frames, features and mentions of the media that lack them."""
 
     def action() -> Outcome:
-        from jobs.featurize import Selection
         from jobs.run import run_jobs
+        from jobs.work import Selection
 
         chosen = {"featurizers": featurizer} if featurizer else None
         common = _common(lake, conf, set_, run_id, json_, debug, featurize=chosen)
@@ -194,8 +194,7 @@ def demo(
     """Run the whole pipeline on the sample media, into ./lake."""
 
     def action() -> Outcome:
-        from jobs.demo import prepared_sample, serve
-        from jobs.demo import demo_overrides
+        from jobs.demo import demo_overrides, prepared_sample, serve
         from jobs.run import PIPELINE, run_jobs
 
         sample = prepared_sample()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -21,7 +21,7 @@ from schemas.table import schema_ddl
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-    from jobs.featurize import Due
+    from jobs.work import Due
 
 ROWS_PER_PARTITION = 5_000  # about half a minute of linking on one core
 
@@ -60,7 +60,7 @@ def link_source(linker: Linker, row: Mapping[str, Any]) -> dict[str, Any]:
         return outcome | {"error": error(ErrorCode.MODEL_FAILED, f"{type(e).__name__}: {e}")}
 
 
-def link_batches(batches: Iterator[pa.RecordBatch], weights: Mapping[str, Path]) -> Iterator[pa.RecordBatch]:
+def link_batches(batches: Iterable[pa.RecordBatch], weights: Mapping[str, Path]) -> Iterator[pa.RecordBatch]:
     """Batches of SOURCES to batches of LINKED, a row for a row."""
     linker = _linker(tuple(sorted(weights.items())))
     for batch in batches:
@@ -106,7 +106,7 @@ def write_mentions(spark: SparkSession, lake: Lake, linker: Due, run: Run) -> in
 
     weights = dict(linker.paths)
 
-    def link(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def link(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         return link_batches(batches, weights)
 
     due = lacking(sources(spark, lake, run.inputs), version(spark, lake, MENTIONS))

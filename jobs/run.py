@@ -1,22 +1,24 @@
-"""`lakelens run`: jobs in order as one pipeline, each a run of its own under one MLflow parent. Contains no job's logic."""
+"""`lakelens run`: jobs in order as one pipeline, each a run of its own under one MLflow parent. Holds no job's logic."""
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs import check, crawl, featurize, runs
+from jobs import check, crawl, featurize, metrics, report, tracking
 from jobs.cli import FINISHED, REJECTED, Common, Outcome
 from jobs.config import Config
 from jobs.featurize import Selection
-from jobs.lake import Lake, open_lake
+from jobs.lake import REPORTS, Lake, open_lake, read
 from jobs.progress import Progress
-from jobs.runs import JobResult, Run, RunAccepted, executing, finish, stored_run_id
+from jobs.runs import JobResult, Run, RunAccepted, code_version, executing, finish, stored_run_id
 from jobs.session import spark_session
+from schemas import TABLES
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -26,7 +28,7 @@ PIPELINE = ("crawl", "featurize", "check")
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A job checked and ready before Spark starts: what it pins, what it writes, and how it runs."""
+    """A job that was checked before Spark starts: what it pins, what it writes, and how it runs."""
 
     name: str
     outputs: Mapping[str, str]  # featurizer -> fingerprint
@@ -35,20 +37,24 @@ class Prepared:
 
 
 def prepare(name: str, config: Config, selection: Selection) -> Prepared:
-    """Check all that a job needs that can be checked without Spark; raises what the job's own checks raise."""
+    """Check all of a job that can be checked without Spark; raises what is wrong with it."""
     if name == "crawl":
         crawl.validate(config)
         return Prepared(
             name=name, outputs={}, pins=crawl.pins, run=lambda spark, lake, run: crawl.run(spark, lake, config, run)
         )
     if name == "featurize":
-        due = featurize.due_featurizers(config.featurize)
+        work = featurize.prepare(config.featurize)
         return Prepared(
             name=name,
-            outputs={one.spec.id: one.fingerprint for one in due},
+            outputs=work.outputs,
             pins=featurize.pins,
-            run=lambda spark, lake, run: featurize.run(spark, lake, config, run, due, selection),
+            run=lambda spark, lake, run: featurize.run(spark, lake, config, run, work, selection),
         )
     return Prepared(
         name=name, outputs={}, pins=check.pins, run=lambda spark, lake, run: check.run(spark, lake, config, run)
     )
+
+
+def run_jobs(common: Common, names: Sequence[str], *, selection: Selection | None = None) -> Outcome:
+    """Run jobs in order; a rejected one ends the pipeline with exit code 3. Raises what ends a job otherwise."""

@@ -36,7 +36,8 @@ def column(name: str, type_: pa.DataType, doc: str, *, null: str | None = None) 
 
 def column_doc(column: pa.Field) -> str:
     """The doc string of a column made by `column`."""
-    return (column.metadata or {}).get(b"doc", b"").decode()
+    metadata: Mapping[bytes, bytes] = column.metadata or {}
+    return metadata.get(b"doc", b"").decode()
 
 
 _SPARK_NAMES: Mapping[pa.DataType, str] = {

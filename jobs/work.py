@@ -1,0 +1,217 @@
+"""What is due: the configured featurizers with their weights, and the media that lack their features. Runs no model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featurizers.catalogue import CATALOGUE_WEIGHTS, with_catalogue
+from featurizers.linking import LINKER_SPEC
+from featurizers.spec import FeaturizerSpec, featurizer_module, find_spec, fingerprint
+from featurizers.weights import resolve
+from jobs.commit import added_files, log_entries
+from jobs.config import ConfigError, Featurize
+from jobs.lake import Lake, read
+from jobs.runs import Run, run_rows
+from schemas import DOCUMENTS, FEATURES, MEDIA
+from schemas.errors import RETRYABLE
+from schemas.table import schema_ddl
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+
+@dataclass(frozen=True, kw_only=True)
+class Due:
+    """A featurizer that this run computes: its spec with digests, its weights on this machine, its fingerprint."""
+
+    spec: FeaturizerSpec
+    paths: Mapping[str, Path]
+    fingerprint: str
+
+    @property
+    def app_id(self) -> str:
+        """Delta's transaction application id: one line of waves for one vector space."""
+        return f"{self.spec.id}#{self.fingerprint}"
+
+
+@dataclass(frozen=True)
+class MediaFile:
+    """A data file of `media` with what is due in it."""
+
+    path: str
+    n_media: int
+    size_bytes: int
+
+
+def configured_spec(featurizer_id: str, config: Featurize) -> FeaturizerSpec:
+    """The spec of an id, from its module or, for a configured model, described by its module; raises ConfigError."""
+    name, _, _ = featurizer_id.partition("@")
+    family, _, variant = name.partition(".")
+    if name in config.models:
+        describe = getattr(featurizer_module(family), "spec_for", None)
+        if describe is None:
+            raise ConfigError(f"featurize.models.{name}: {family} takes no configured model")
+        spec: FeaturizerSpec = describe(variant, config.models[name])
+        if spec.id != featurizer_id:
+            raise ConfigError(f"featurizer {featurizer_id!r} is not known; the configured model makes {spec.id}")
+        return spec
+    return find_spec(featurizer_id)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """All that a run computes."""
+
+    due: Sequence[Due]
+    linker: Due | None  # of captions, titles and positions
+
+    @property
+    def outputs(self) -> dict[str, str]:
+        """Featurizer id -> fingerprint."""
+        return {one.spec.id: one.fingerprint for one in (*self.due, *([self.linker] if self.linker else []))}
+
+
+def prepare(config: Featurize) -> Work:
+    """The configured featurizers and linker with their weights fetched.
+
+    Raises ConfigError, UnknownFeaturizer, WeightsError.
+    """
+    if not config.featurizers:
+        raise ConfigError("featurize.featurizers is empty; name at least one, such as concept_efficientnet.lite0@1")
+
+    def ready(spec: FeaturizerSpec, *, decode_profile: str, sampling: str) -> Due:
+        reads_catalogue = any(w.name == CATALOGUE_WEIGHTS[0].name for w in spec.weights)
+        if config.catalogue is not None and reads_catalogue:
+            spec = with_catalogue(spec, Path(config.catalogue))
+        spec, paths = resolve(spec)
+        digest = fingerprint(spec, decode_profile=decode_profile, frame_sampling=sampling)
+        return Due(spec=spec, paths=paths, fingerprint=digest)
+
+    sampling = f"key_frames:{config.max_frames_per_video}"
+    specs = [configured_spec(featurizer_id, config) for featurizer_id in dict.fromkeys(config.featurizers)]
+    return Work(
+        due=[ready(spec, decode_profile=config.decode_profile, sampling=sampling) for spec in specs],
+        linker=ready(LINKER_SPEC, decode_profile="none", sampling="none") if config.link_captions else None,
+    )
+
+
+def assign_waves(files: Sequence[MediaFile], *, max_media: int, max_bytes: int) -> list[list[MediaFile]]:
+    """Files in the given order, cut into waves within both bounds; a file above a bound is a wave of its own."""
+    waves: list[list[MediaFile]] = []
+    n_media = size_bytes = 0
+    for file in files:
+        if not waves or n_media + file.n_media > max_media or size_bytes + file.size_bytes > max_bytes:
+            waves.append([])
+            n_media = size_bytes = 0
+        waves[-1].append(file)
+        n_media += file.n_media
+        size_bytes += file.size_bytes
+    return waves
+
+
+def new_media_files(
+    spark: SparkSession, lake: Lake, due: Due, pinned: int, rows: Sequence[Mapping[str, Any]]
+) -> tuple[list[str], list[str]] | None:
+    """Files of `media` added since the last accepted run that finished its plan, and the runs that may have read them.
+
+    None where the whole table must be planned: no such run, or the log no longer reaches back to it.
+    """
+    same = [r for r in rows if (r["outputs"] or {}).get(due.spec.id) == due.fingerprint and r["job"] == "featurize"]
+    bases = [r for r in same if r["status"] == "accepted" and r["whole_plan"]]
+    if not bases:
+        return None
+    base = max(bases, key=lambda r: r["inputs"]["media"])
+    if any(r["job"] == "discard" and r["started"] > base["started"] for r in rows):
+        return None
+    since = int(base["inputs"]["media"])
+    try:
+        entries = list(log_entries(spark, lake, MEDIA, after=since))[: max(0, pinned - since)]
+    except FileNotFoundError:
+        return None
+    paths = [f"{lake.table(MEDIA)}/{name}" for name in added_files(entries)]
+    return paths, [r["run_id"] for r in same if r["started"] >= base["started"]]
+
+
+def plan_featurizer(
+    spark: SparkSession, lake: Lake, due: Due, run: Run, *, full: bool, retry_errors: bool
+) -> DataFrame:
+    """(media_id, size_bytes, file, featurizer) of the media that lack this featurizer's rows or may be tried again."""
+    from pyspark.sql import functions as F
+
+    pinned = run.inputs[MEDIA.name]
+    done = read(spark, lake, FEATURES).where(
+        (F.col("featurizer") == due.spec.id) & (F.col("fingerprint") == due.fingerprint)
+    )
+    everything = _media_to_plan(read(spark, lake, MEDIA, version=pinned))
+    since = None if full else new_media_files(spark, lake, due, pinned, run_rows(spark, lake))
+    if since is None:
+        missing = everything.join(done.select("media_id").distinct(), on="media_id", how="left_anti")
+    else:
+        paths, runs_since = since
+        files = (
+            spark.read.schema(schema_ddl(MEDIA.columns)).parquet(*paths) if paths else read(spark, lake, MEDIA).limit(0)
+        )
+        recent = done.where(F.col("run_id").isin(runs_since)).select("media_id").distinct()
+        missing = _media_to_plan(files).join(recent, on="media_id", how="left_anti")
+    plan = missing.withColumn("retried", F.lit(False))
+    failed = done.where(F.col("error").isNotNull() & (F.col("run_id") != run.run_id))
+    if not retry_errors:
+        failed = failed.where(F.col("error.code").isin(sorted(map(str, RETRYABLE))))
+    if not failed.isEmpty():
+        again = everything.join(failed.select("media_id").distinct(), on="media_id", how="left_semi")
+        plan = plan.unionByName(again.withColumn("retried", F.lit(True)))
+    return plan.select("media_id", "size_bytes", "file", F.lit(due.spec.id).alias("featurizer"), "retried")
+
+
+def _media_to_plan(media: DataFrame) -> DataFrame:
+    from pyspark.sql import functions as F
+
+    # file_path is percent-encoded, and url_decode would take a plus sign for a space
+    path = F.expr("url_decode(replace(_metadata.file_path, '+', '%2B'))")
+    return media.select("media_id", "size_bytes", path.alias("file"))
+
+
+def write_plan(spark: SparkSession, lake: Lake, due: Sequence[Due], run: Run, selection: Selection) -> DataFrame:
+    """Plan all featurizers, stage the plan once, and return it: (media_id, size_bytes, file, due, retried)."""
+    from pyspark.sql import functions as F
+
+    plans = [
+        plan_featurizer(spark, lake, one, run, full=selection.full, retry_errors=selection.retry_errors) for one in due
+    ]
+    plan = (
+        reduce(lambda a, b: a.unionByName(b), plans)
+        .groupBy("media_id", "size_bytes", "file")
+        .agg(F.collect_set("featurizer").alias("due"), F.max("retried").alias("retried"))
+    )
+    if selection.where is not None:
+        chosen = (
+            read(spark, lake, DOCUMENTS, version=run.inputs[DOCUMENTS.name])
+            .where(selection.where)
+            .select("media_id")
+            .distinct()
+        )
+        plan = plan.join(chosen, on="media_id", how="left_semi")
+    if selection.limit is not None:
+        plan = plan.orderBy("media_id").limit(selection.limit)
+    path = f"{lake.staging(run.run_id)}/plan"
+    plan.write.mode("overwrite").parquet(path)
+    return spark.read.parquet(path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Which media a run takes; anything but the default leaves the plan unfinished."""
+
+    full: bool = False
+    retry_errors: bool = False
+    limit: int | None = None
+    where: str | None = None  # SQL condition on `documents`
+
+    @property
+    def whole(self) -> bool:
+        """True when all that is due is taken."""
+        return self.limit is None and self.where is None

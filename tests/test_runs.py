@@ -1,0 +1,65 @@
+"""Who may start a run, and which of two writers goes on."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from jobs.runs import RunAccepted, RunRefused, decide_start, lease_holder
+
+NOW = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
+
+
+def row(run_id: str, status: str, *, started_s: float = 100, beat_s: float = 1, **outputs: str) -> dict[str, Any]:
+    return {
+        "run_id": run_id,
+        "status": status,
+        "started": NOW - timedelta(seconds=started_s),
+        "heartbeat": NOW - timedelta(seconds=beat_s),
+        "outputs": outputs,
+    }
+
+
+def test_an_unknown_run_is_inserted() -> None:
+    assert decide_start(None, now=NOW, expiry_s=60) == "insert"
+
+
+def test_an_accepted_run_has_nothing_to_do() -> None:
+    with pytest.raises(RunAccepted, match="r was accepted"):
+        decide_start(row("r", "accepted"), now=NOW, expiry_s=60)
+
+
+def test_a_live_run_is_refused_with_the_age_of_its_heartbeat() -> None:
+    with pytest.raises(RunRefused, match="59 s old"):
+        decide_start(row("r", "running", beat_s=59), now=NOW, expiry_s=60)
+
+
+@pytest.mark.parametrize("status, beat_s", [("running", 61), ("failed", 1), ("rejected", 1), ("finished", 1)])
+def test_a_dead_or_ended_run_is_taken_over(status: str, beat_s: float) -> None:
+    assert decide_start(row("r", status, beat_s=beat_s), now=NOW, expiry_s=60) == "take_over"
+
+
+def test_the_earlier_of_two_writers_of_one_vector_space_holds_the_lease() -> None:
+    rows = [row("a", "running", started_s=10, f="1"), row("b", "running", started_s=5, f="1")]
+    assert lease_holder(rows, "b", {"f": "1"}, now=NOW, expiry_s=60) == "a"
+    assert lease_holder(rows, "a", {"f": "1"}, now=NOW, expiry_s=60) is None
+
+
+def test_of_two_writers_that_start_at_one_moment_exactly_one_goes_on() -> None:
+    rows = [row("a", "running", f="1"), row("b", "running", f="1")]
+    holders = [lease_holder(rows, mine, {"f": "1"}, now=NOW, expiry_s=60) for mine in ("a", "b")]
+    assert holders == [None, "a"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        row("a", "running", f="2"),  # another fingerprint
+        row("a", "running", g="1"),  # another featurizer
+        row("a", "running", beat_s=61, f="1"),  # dead
+        row("a", "finished", f="1"),  # ended
+    ],
+)
+def test_a_run_that_does_not_write_the_same_or_does_not_live_holds_nothing(other: dict[str, Any]) -> None:
+    mine = row("b", "running", started_s=5, f="1")
+    assert lease_holder([other, mine], "b", {"f": "1"}, now=NOW, expiry_s=60) is None
