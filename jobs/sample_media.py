@@ -28,7 +28,7 @@ CAMERA = "Lakelens Sample-35"
 BASE = "{base}"  # stands in urls.jsonl for the address that the site is served at
 
 
-class SampleError(Exception):
+class SampleError(config.ConfigError):
     """The sample cannot be built; the message says why and what to do."""
 
 
