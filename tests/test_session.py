@@ -1,0 +1,121 @@
+"""The Spark session: what is checked before it starts, what is set, and that Delta works in it without a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from jobs.config import Spark
+from jobs.session import DELTA_JARS, SessionError, check_java, jars, local_cores, settings
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+
+def fake_java(folder: Path, version: str) -> str:
+    """A program that answers `-version` as Java of that version does."""
+    program = folder / "java"
+    program.write_text(f"#!/bin/sh\necho 'openjdk version \"{version}\"' >&2\n")
+    program.chmod(0o755)
+    return str(program)
+
+
+@pytest.mark.parametrize(("version", "major"), [("17.0.15", 17), ("21", 21), ("25-ea", 25)])
+def test_java_17_and_newer_is_taken(version: str, major: int, tmp_path: Path) -> None:
+    assert check_java(fake_java(tmp_path, version)) == major
+
+
+@pytest.mark.parametrize(("version", "major"), [("1.8.0_292", 8), ("11.0.2", 11)])
+def test_older_java_is_refused_by_its_version(version: str, major: int, tmp_path: Path) -> None:
+    with pytest.raises(SessionError, match=f"^Java {major} is too old: Spark needs Java 17 or newer"):
+        check_java(fake_java(tmp_path, version))
+
+
+def test_absent_java_is_refused_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SessionError, match="^Java is not installed; install Java 17 or newer, or set JAVA_HOME"):
+        check_java()
+
+
+def test_a_java_home_without_java_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+    with pytest.raises(SessionError, match=f"^Java cannot be run: .*{tmp_path}/bin/java"):
+        check_java()
+
+
+def test_a_missing_jar_is_named_with_the_command_that_brings_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAKELENS_CACHE", str(tmp_path))
+    with pytest.raises(SessionError, match=r"delta-storage-4.4.0.jar.*run `make setup`"):
+        jars()
+
+
+@pytest.mark.parametrize(
+    ("master", "cores"),
+    [("local", 1), ("local[3]", 3), ("local[4,2]", 4), ("spark://host:7077", None), ("local-cluster[1,1,512]", None)],
+)
+def test_cores_of_a_master(master: str, cores: int | None) -> None:
+    assert local_cores(master) == cores
+
+
+@pytest.fixture
+def some_jars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache with files named like the Delta JARs."""
+    monkeypatch.setenv("LAKELENS_CACHE", str(tmp_path))
+    from jobs.session import jar_folder
+
+    jar_folder().mkdir(parents=True)
+    for name in DELTA_JARS:
+        (jar_folder() / name).touch()
+
+
+@pytest.mark.usefixtures("some_jars")
+def test_settings_of_the_configuration_win() -> None:
+    chosen = settings(Spark(settings={"spark.sql.session.timeZone": "Europe/Oslo", "spark.ui.enabled": "true"}))
+    assert chosen["spark.sql.session.timeZone"] == "Europe/Oslo"
+    assert chosen["spark.ui.enabled"] == "true"
+
+
+@pytest.mark.usefixtures("some_jars")
+def test_a_cluster_keeps_its_own_parallelism_and_page() -> None:
+    chosen = settings(Spark(master="spark://host:7077"))
+    assert {"spark.sql.shuffle.partitions", "spark.ui.enabled"} & set(chosen) == set()
+    assert chosen["spark.sql.execution.arrow.maxBytesPerBatch"] == "4m"
+
+
+@pytest.mark.usefixtures("some_jars")
+def test_the_address_space_of_python_workers_is_never_limited() -> None:
+    # torch and CUDA reserve more address space than they use; that setting is a limit on exactly that
+    assert "spark.executor.pyspark.memory" not in settings(Spark())
+
+
+@pytest.mark.spark
+def test_the_session_writes_merges_and_reads_delta(spark: SparkSession, tmp_path: Path) -> None:
+    table = f"delta.`{tmp_path}/numbers`"
+    spark.range(5).write.format("delta").save(f"{tmp_path}/numbers")
+    spark.sql(f"MERGE INTO {table} t USING (SELECT 3L AS id) s ON t.id = s.id WHEN MATCHED THEN DELETE")
+    assert sorted(row.id for row in spark.sql(f"SELECT id FROM {table}").collect()) == [0, 1, 2, 4]
+
+
+@pytest.mark.spark
+def test_the_session_has_its_memory_its_batches_and_its_clock(spark: SparkSession) -> None:
+    assert spark.conf.get("spark.sql.execution.arrow.maxBytesPerBatch") == "4m"
+    assert spark.conf.get("spark.sql.session.timeZone") == "UTC"
+    jvm = spark.sparkContext._jvm
+    assert jvm is not None
+    assert jvm.java.lang.Runtime.getRuntime().maxMemory() <= 1 << 30
+
+
+@pytest.mark.spark
+def test_a_worker_uses_this_python_and_one_thread_for_each_core_of_its_task(spark: SparkSession) -> None:
+    import sys
+
+    def look(_: object) -> tuple[str, str | None]:
+        import os
+        import sys
+
+        return sys.executable, os.environ.get("OMP_NUM_THREADS")
+
+    assert spark.sparkContext.parallelize([0], 1).map(look).collect() == [(sys.executable, "1")]
