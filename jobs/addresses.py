@@ -1,0 +1,104 @@
+"""Which network addresses may be dialled. Knows addresses and sockets, not URLs or names."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Callable, Iterable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from jobs.config import ConfigError
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Exemptions = frozenset[tuple[Address, int]]  # exactly one address and one port each
+
+# IANA IPv4 and IPv6 special-purpose address registries, written out because `is_global` differs between Python
+# releases. Azure's platform service answers at a public address that every one of its machines reaches.
+_BLOCKED_V4 = tuple(
+    map(
+        ipaddress.IPv4Network,
+        (
+            "0.0.0.0/8",
+            "10.0.0.0/8",
+            "100.64.0.0/10",
+            "127.0.0.0/8",
+            "169.254.0.0/16",
+            "172.16.0.0/12",
+            "192.0.0.0/24",
+            "192.0.2.0/24",
+            "192.88.99.0/24",
+            "192.168.0.0/16",
+            "198.18.0.0/15",
+            "198.51.100.0/24",
+            "203.0.113.0/24",
+            "224.0.0.0/4",
+            "240.0.0.0/4",
+            "168.63.129.16/32",
+        ),
+    )
+)
+# Only 2000::/3 is global unicast: loopback, mapped, compatible, NAT64 (64:ff9b::/96), local and multicast lie outside.
+_GLOBAL_V6 = ipaddress.IPv6Network("2000::/3")
+# Protocol assignments with Teredo and ORCHID, documentation, 6to4, documentation (RFC 9637).
+_BLOCKED_V6 = tuple(map(ipaddress.IPv6Network, ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")))
+
+
+class BlockedAddress(OSError):
+    """An address that must not be dialled."""
+
+
+def is_public(address: Address) -> bool:
+    """Whether an address belongs to the public internet: global, unicast and no tunnel into another range."""
+    if isinstance(address, ipaddress.IPv4Address):
+        return address.is_global and not any(address in network for network in _BLOCKED_V4)
+    return address in _GLOBAL_V6 and address.is_global and not any(address in network for network in _BLOCKED_V6)
+
+
+def parse_exemptions(texts: Iterable[str]) -> Exemptions:
+    """`address:port` and `[address]:port` texts as exemptions; raises ConfigError for anything else."""
+    found = set()
+    for text in texts:
+        address, colon, port = text.rpartition(":")
+        try:
+            if not colon or not 0 < int(port) < 65536:
+                raise ValueError("no port")
+            found.add((ipaddress.ip_address(address.removeprefix("[").removesuffix("]")), int(port)))
+        except ValueError as e:
+            raise ConfigError(
+                f"crawl.allow_addresses: {text!r} is not one IP address with a port, such as 127.0.0.1:8080"
+            ) from e
+    return frozenset(found)
+
+
+@dataclass
+class Dialled:
+    """What a request tried to dial: how often it was let, and why it was not."""
+
+    n_allowed: int = 0
+    refused: list[str] = field(default_factory=list)
+
+
+# Set by whoever makes a request: aiohttp folds several failed dials into one plain OSError.
+dialled: ContextVar[Dialled] = ContextVar("dialled")
+
+
+def checked_socket(exemptions: Exemptions, *, public: bool) -> Callable[[Any], socket.socket]:
+    """A socket factory that sees every address really dialled, and raises BlockedAddress for one that may not be.
+
+    With `public` false only the exemptions may be dialled.
+    """
+
+    def make(address_info: Any) -> socket.socket:
+        family, type_, protocol, _, (host, port, *_rest) = address_info
+        address = ipaddress.ip_address(host.partition("%")[0])
+        seen = dialled.get(Dialled())
+        if (address, port) not in exemptions and not (public and is_public(address)):
+            reason = f"{address} port {port} " + ("is not public" if public else "needs crawl.contact to be set")
+            seen.refused.append(reason)
+            raise BlockedAddress(reason)
+        seen.n_allowed += 1
+        return socket.socket(family=family, type=type_, proto=protocol)
+
+    return make

@@ -1,0 +1,413 @@
+"""Fetches documents politely: one outcome for each request. Knows HTTP and files, no Spark and no table."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import defaultdict, deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import aiohttp
+import yarl
+
+from jobs.addresses import Dialled, Exemptions, checked_socket, dialled
+from jobs.outcomes import (
+    REDIRECTS,
+    RETRY_LATER,
+    Attempt,
+    Failure,
+    Outcome,
+    Request,
+    Trace,
+    exception_failure,
+    finished,
+    judge_content,
+    lost,
+    read_file,
+    status_code,
+    status_failure,
+)
+from jobs.robots import ABSENT, AGENT, MAX_ROBOTS_BYTES, MAX_ROBOTS_REDIRECTS, Robots, opts_out, parse_robots
+from jobs.urls import InvalidUrl, Url, canonical_url
+from schemas.errors import RETRYABLE, ErrorCode, error
+
+HOST_FAILURES = 10  # attempts in a row that no answer came to, after which a host is left alone until RETRY_LATER
+LARGE_BYTES = 4 << 20  # a body above waits for one of N_LARGE places, which bounds the memory of a task
+N_LARGE = 2
+HELD_BYTES = 128 << 20  # of bodies that were read and not yet taken: above, nothing more is dialled
+DRAINED_BYTES = 16 << 10  # an unwanted body up to this is read, so that its connection can be used again
+N_FILE_READERS = 4  # hides the latency of an object store
+NO_ANSWER = frozenset({ErrorCode.DNS_FAILURE, ErrorCode.CONNECTION_FAILED, ErrorCode.TIMEOUT})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How to fetch; the fields of the configuration's section `crawl`, checked."""
+
+    contact: str | None  # None: nothing but the exemptions may be dialled
+    exemptions: Exemptions
+    max_connections_per_host: int
+    delay_s: float
+    connect_timeout_s: float
+    timeout_s: float
+    max_bytes: int
+    max_redirects: int
+    max_attempts: int
+    backoff_s: float = 1.0  # before the second attempt; doubled for each further one, times 0.5 to 1.5 at random
+    max_wait_s: float = 60.0  # a host that asks for more (Retry-After, Crawl-delay) has its documents deferred
+    n_connections: int = 64  # of one call of `fetch`, over all hosts
+
+
+@dataclass
+class _Host:
+    slots: asyncio.Semaphore
+    turn: asyncio.Lock
+    delay_s: float
+    next_at: float = 0.0  # of the loop's clock
+    closed_until: datetime | None = None
+    reason: str = ""
+    n_failures: int = 0
+
+
+# -- fetching -----------------------------------------------------------------------------------------------------
+
+
+class _Crawler:
+    """The state of one call of `fetch`: hosts, robots.txt rules and the memory that bodies hold."""
+
+    def __init__(self, settings: Settings, session: aiohttp.ClientSession) -> None:
+        self.settings, self.session = settings, session
+        self.hosts: dict[str, _Host] = {}
+        self.robots: dict[str, asyncio.Task[Robots | Failure]] = {}
+        self.large = asyncio.Semaphore(N_LARGE)
+        self.connections = asyncio.Semaphore(settings.n_connections)
+        self.room = asyncio.Event()
+        self.room.set()
+        self.held_bytes = 0
+
+    def host(self, name: str) -> _Host:
+        if name not in self.hosts:
+            slots = asyncio.Semaphore(self.settings.max_connections_per_host)
+            self.hosts[name] = _Host(slots=slots, turn=asyncio.Lock(), delay_s=self.settings.delay_s)
+        return self.hosts[name]
+
+    def hold(self, n_bytes: int) -> None:
+        self.held_bytes += n_bytes
+        if self.held_bytes > HELD_BYTES:
+            self.room.clear()
+        else:
+            self.room.set()
+
+    async def get(
+        self, url: Url, trace: Trace, *, max_bytes: int, refuse: Callable[[aiohttp.ClientResponse], Failure | None]
+    ) -> bytes:
+        """The body of one answer, redirects not followed; its facts go to `trace`. Raises Failure.
+
+        `refuse` looks at status and headers before the body is read. One byte above `max_bytes` may come back.
+        """
+        host = self.host(url.host)
+        await self.room.wait()
+        async with host.slots, self._turn(host) as done, self.connections:
+            seen = Dialled()
+            dialled.set(seen)
+            started = time.perf_counter()
+            try:
+                async with asyncio.timeout(self.settings.timeout_s) as deadline:
+                    response = await self.session.get(yarl.URL(url.href, encoded=True), allow_redirects=False)
+                    done()
+                    async with response:
+                        return await self._answer(response, url, trace, deadline, max_bytes, refuse)
+            except Failure:
+                raise
+            except Exception as e:
+                raise exception_failure(e, seen, self.settings.timeout_s) from e
+            finally:
+                trace.ms += (time.perf_counter() - started) * 1e3
+
+    @asynccontextmanager
+    async def _turn(self, host: _Host) -> AsyncIterator[Callable[[], None]]:
+        """Wait until the host may be asked again, alone where it has a delay; the function given ends the turn.
+
+        The delay is counted from the answer, not from the question: a host that is slow to answer is asked less often.
+        """
+        await host.turn.acquire()
+        has_turn = True
+
+        def done() -> None:
+            nonlocal has_turn
+            if has_turn:
+                has_turn = False
+                host.next_at = max(host.next_at, asyncio.get_running_loop().time() + host.delay_s)
+                host.turn.release()
+
+        try:
+            wait_s = host.next_at - asyncio.get_running_loop().time()
+            if wait_s > self.settings.max_wait_s:
+                raise Failure(ErrorCode.DEFERRED, f"the host asks to wait {wait_s:.0f} s", wait_s)
+            if wait_s > 0:
+                await asyncio.sleep(wait_s)
+            if host.delay_s == 0:
+                done()
+            yield done
+        finally:
+            done()
+
+    async def _answer(
+        self,
+        response: aiohttp.ClientResponse,
+        url: Url,
+        trace: Trace,
+        deadline: asyncio.Timeout,
+        max_bytes: int,
+        refuse: Callable[[aiohttp.ClientResponse], Failure | None],
+    ) -> bytes:
+        trace.final_url, trace.http_status = url.href, response.status
+        trace.headers = {name.lower(): ", ".join(response.headers.getall(name)) for name in response.headers}
+        refused = refuse(response)
+        if refused is None and response.status not in REDIRECTS:
+            return await self._read(response, trace, deadline, max_bytes)
+        if response.content_length is not None and response.content_length <= DRAINED_BYTES:
+            await response.read()
+        else:
+            response.close()
+        if refused is not None:
+            raise refused
+        return b""
+
+    async def _read(
+        self, response: aiohttp.ClientResponse, trace: Trace, deadline: asyncio.Timeout, max_bytes: int
+    ) -> bytes:
+        chunks: list[bytes] = []
+        n_read, has_place = 0, False
+        try:
+            async for chunk in response.content.iter_any():
+                chunks.append(chunk)
+                n_read += len(chunk)
+                trace.bytes = min(n_read, max_bytes)
+                if n_read > max_bytes:
+                    response.close()
+                    break
+                if n_read > LARGE_BYTES and not has_place:
+                    has_place = await self._large_place(deadline)
+            return b"".join(chunks)[: max_bytes + 1]
+        finally:
+            if has_place:
+                self.large.release()
+
+    async def _large_place(self, deadline: asyncio.Timeout) -> bool:
+        now, until = asyncio.get_running_loop().time, deadline.when()
+        assert until is not None
+        left_s = until - now()
+        deadline.reschedule(None)  # the wait is ours, not the server's
+        await self.large.acquire()
+        deadline.reschedule(now() + left_s)
+        return True
+
+    # -- robots.txt -----------------------------------------------------------------------------------------------
+
+    async def rules(self, url: Url) -> Robots | Failure:
+        """The robots.txt rules of a URL's origin, fetched once; a failure where they cannot be had."""
+        if url.origin not in self.robots:
+            self.robots[url.origin] = asyncio.create_task(self._fetch_robots(url))
+        return await asyncio.shield(self.robots[url.origin])
+
+    async def _fetch_robots(self, of: Url) -> Robots | Failure:
+        """RFC 9309 section 2.3.1: 4xx means no rules, 5xx and no answer forbid all; 429 is taken as no answer."""
+        failure = Failure(ErrorCode.CONNECTION_FAILED, "not tried")
+        for n_tried in range(self.settings.max_attempts):
+            if n_tried:
+                await asyncio.sleep(self.backoff_s(n_tried))
+            try:
+                found = await self._robots_at(canonical_url("/robots.txt", of.href))
+            except Failure as e:
+                failure = Failure(e.code, f"robots.txt: {e.detail}", e.wait_s)
+                if e.code not in RETRYABLE:
+                    break
+            else:
+                self.host(of.host).delay_s = max(self.host(of.host).delay_s, found.crawl_delay_s)
+                return found
+        return failure
+
+    async def _robots_at(self, url: Url) -> Robots:
+        def refuse(response: aiohttp.ClientResponse) -> Failure | None:
+            return status_failure(response) if response.status >= 500 or response.status == 429 else None
+
+        for _ in range(MAX_ROBOTS_REDIRECTS + 1):
+            trace = Trace()
+            body = await self.get(url, trace, max_bytes=MAX_ROBOTS_BYTES, refuse=refuse)
+            if trace.http_status in REDIRECTS:
+                try:
+                    url = canonical_url(trace.headers.get("location", ""), url.href)
+                except InvalidUrl:
+                    return ABSENT
+            else:
+                return parse_robots(body) if 200 <= (trace.http_status or 0) < 300 else ABSENT
+        return ABSENT
+
+    # -- one document ---------------------------------------------------------------------------------------------
+
+    def backoff_s(self, n_tried: int) -> float:
+        return float(self.settings.backoff_s * 2 ** (n_tried - 1) * random.uniform(0.5, 1.5))
+
+    async def body(self, url: Url, trace: Trace) -> bytes:
+        """The bytes a URL leads to, each hop allowed by its own robots.txt. Raises Failure."""
+
+        def refuse(response: aiohttp.ClientResponse) -> Failure | None:
+            if status_code(response.status) is not None:
+                return status_failure(response)
+            header = opts_out(response.headers.getall("x-robots-tag", []), response.headers.get("tdm-reservation"))
+            if header is not None:
+                trace.opted_out = True
+                return Failure(ErrorCode.OPTED_OUT, header)
+            if (response.content_length or 0) > self.settings.max_bytes and response.status not in REDIRECTS:
+                return self._too_large(f"Content-Length {response.content_length}")
+            return None
+
+        for _ in range(self.settings.max_redirects + 1):
+            rules = await self.rules(url)
+            if isinstance(rules, Failure):
+                trace.robots = "unreachable"
+                raise rules
+            if not rules.allows(url.href):
+                trace.robots = "disallowed"
+                raise Failure(ErrorCode.ROBOTS_DISALLOWED, f"robots.txt of {url.origin}")
+            trace.robots = rules.decision
+            body = await self.get(url, trace, max_bytes=self.settings.max_bytes, refuse=refuse)
+            if trace.http_status not in REDIRECTS:
+                if len(body) > self.settings.max_bytes:
+                    raise self._too_large("the body")
+                return body
+            try:
+                url = canonical_url(trace.headers.get("location", ""), url.href)
+            except InvalidUrl as e:
+                raise Failure(ErrorCode.REDIRECT_REFUSED, str(e)) from e
+        raise Failure(ErrorCode.REDIRECT_REFUSED, f"more than {self.settings.max_redirects} redirects")
+
+    def _too_large(self, what: str) -> Failure:
+        return Failure(ErrorCode.TOO_LARGE, f"{what} exceeds {self.settings.max_bytes} bytes")
+
+    async def document(self, request: Request) -> Outcome:
+        """The outcome of one request over HTTP, with as many attempts as its errors are worth."""
+        attempts: list[Attempt] = []
+        host, told = self.host(request.host), None
+        while len(attempts) < self.settings.max_attempts and host.closed_until is None:
+            if attempts:
+                await asyncio.sleep(self.backoff_s(len(attempts)))
+            trace, started_at = Trace(), datetime.now(UTC)
+            try:
+                content = await self.body(canonical_url(request.url), trace)
+            except Failure as e:
+                told = datetime.now(UTC) + timedelta(seconds=e.wait_s) if e.wait_s is not None else told
+                failed = error(e.code, e.detail)
+                if e.code == ErrorCode.DEFERRED and trace.http_status is None:  # nothing was asked of the host
+                    return finished(request, attempts, attempts[-1].error if attempts else failed, told=told)
+                attempts.append(trace.attempt(started_at, failed))
+                self._note(e, request, trace, len(attempts))
+                if e.code not in RETRYABLE or trace.robots == "unreachable":
+                    return finished(request, attempts, failed, told=told, opted_out=trace.opted_out)
+            else:
+                host.n_failures = 0
+                facts, unusable = judge_content(content)
+                attempts.append(trace.attempt(started_at, unusable))
+                return finished(request, attempts, unusable, content=content, facts=facts)
+        left_alone = error(ErrorCode.DEFERRED, f"the host is left alone until {host.closed_until}: {host.reason}")
+        last = attempts[-1].error if attempts else left_alone
+        return finished(request, attempts, last, told=host.closed_until or told)
+
+    def _note(self, failure: Failure, request: Request, trace: Trace, n_tried: int) -> None:
+        """What a failed attempt says about the host: slow down, or leave it alone for the rest of this call."""
+        host = self.host(canonical_url(trace.final_url or request.url).host)
+        if trace.http_status is not None:
+            host.n_failures = 0
+        elif failure.code in NO_ANSWER and trace.robots != "unreachable":
+            host.n_failures += 1
+            if host.n_failures >= HOST_FAILURES:
+                host.closed_until = datetime.now(UTC) + RETRY_LATER
+                host.reason = f"{host.n_failures} attempts in a row got no answer"
+        if trace.http_status in (429, 503):
+            wait_s = failure.wait_s if failure.wait_s is not None else self.backoff_s(n_tried)
+            host.next_at = max(host.next_at, asyncio.get_running_loop().time() + wait_s)
+            if wait_s > self.settings.max_wait_s:
+                host.closed_until = datetime.now(UTC) + timedelta(seconds=wait_s)
+                host.reason = f"it asked to wait {wait_s:.0f} s"
+
+
+async def fetch_all(requests: Iterable[Request], settings: Settings) -> AsyncGenerator[Outcome]:
+    """One outcome for each request, as they come; requests of one host in their order. Raises nothing for the data.
+
+    All requests of a host must be in one call, which keeps to the host's limits by itself.
+    """
+    queues: dict[str, deque[Request]] = defaultdict(deque)
+    for request in requests:
+        queues["" if request.root is not None else request.host].append(request)
+    n_left = sum(map(len, queues.values()))
+    outcomes: asyncio.Queue[Outcome | None] = asyncio.Queue()  # bounded by HELD_BYTES
+    connector = aiohttp.TCPConnector(
+        limit=0,
+        ttl_dns_cache=300,
+        socket_factory=checked_socket(settings.exemptions, public=settings.contact is not None),
+    )
+    agent = AGENT if settings.contact is None else f"{AGENT} (+{settings.contact})"
+    async with aiohttp.ClientSession(
+        connector=connector,
+        trust_env=False,  # a proxy of the environment would dial for us, unchecked
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=settings.connect_timeout_s),
+        headers={"User-Agent": agent, "Accept": "image/*, video/*", "Accept-Encoding": "identity"},
+    ) as session:
+        crawler = _Crawler(settings, session)
+
+        async def work(queue: deque[Request]) -> None:
+            while queue:
+                request = queue.popleft()
+                try:
+                    if request.root is None:
+                        outcome = await crawler.document(request)
+                    else:
+                        await crawler.room.wait()
+                        outcome = await asyncio.to_thread(read_file, request, max_bytes=settings.max_bytes)
+                except Exception as e:
+                    outcome = lost(request, e)
+                crawler.hold(len(outcome.content or b""))
+                outcomes.put_nowait(outcome)
+
+        async def work_all() -> None:
+            n_workers = {host: settings.max_connections_per_host if host else N_FILE_READERS for host in queues}
+            workers = [work(queue) for host, queue in queues.items() for _ in range(min(n_workers[host], len(queue)))]
+            try:
+                await asyncio.gather(*workers)
+            finally:
+                outcomes.put_nowait(None)
+
+        working = asyncio.create_task(work_all())
+        try:
+            while (outcome := await outcomes.get()) is not None:
+                crawler.hold(-len(outcome.content or b""))
+                n_left -= 1
+                yield outcome
+            await working
+        finally:
+            for task in (working, *crawler.robots.values()):
+                task.cancel()
+            await asyncio.gather(working, *crawler.robots.values(), return_exceptions=True)
+    if n_left:
+        raise RuntimeError(f"{n_left} requests have no outcome")
+
+
+def fetch(requests: Iterable[Request], settings: Settings) -> Iterator[Outcome]:
+    """`fetch_all` for callers without an event loop; it stands still while the caller keeps an outcome."""
+
+    async def following(outcomes: AsyncGenerator[Outcome]) -> Outcome | None:
+        return await anext(outcomes, None)
+
+    outcomes = fetch_all(requests, settings)
+    with asyncio.Runner() as runner:
+        try:
+            while (outcome := runner.run(following(outcomes))) is not None:
+                yield outcome
+        finally:
+            runner.run(outcomes.aclose())

@@ -1,0 +1,225 @@
+"""What becomes of a request: attempts, outcomes and the errors they stand for. Judges answers, opens no socket."""
+
+from __future__ import annotations
+
+import hashlib
+import ssl
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+
+import aiohttp
+
+from featurizers.probe import MediaFacts, probe
+from jobs.addresses import BlockedAddress, Dialled
+from jobs.sources import SourceError, open_file
+from schemas.errors import RETRYABLE, Error, ErrorCode, error
+
+RECRAWL = timedelta(days=30)  # after a success over HTTP; a file is read again when it changes
+RETRY_LATER = timedelta(hours=1)  # after a retryable error that the attempts of a run did not get over
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+TEXT_TYPES = ("text/", "application/xml", "application/json")
+_KEPT_HEADERS = ("etag", "last_modified", "x_robots_tag", "retry_after")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One document to fetch; `root` is the URI of the folder a file was found in, None over HTTP."""
+
+    doc_id: str
+    url: str
+    host: str
+    root: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One attempt, as a row of `fetches` has it."""
+
+    started_at: datetime
+    final_url: str | None = None
+    http_status: int | None = None
+    bytes: int = 0
+    ms: float = 0.0
+    robots: str | None = None
+    etag: str | None = None
+    last_modified: str | None = None
+    x_robots_tag: str | None = None
+    retry_after: str | None = None
+    error: Error | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of one request: exactly one of `content` and `error` is None."""
+
+    request: Request
+    attempts: tuple[Attempt, ...]  # empty where the host was left alone
+    content: bytes | None
+    media_id: str | None
+    facts: MediaFacts
+    opted_out: bool
+    error: Error | None
+    next_fetch_at: datetime | None
+
+
+class Failure(Exception):
+    """An error of one attempt, with the wait a host asked for."""
+
+    def __init__(self, code: ErrorCode, detail: str, wait_s: float | None = None) -> None:
+        super().__init__(detail)
+        self.code, self.detail, self.wait_s = code, detail, wait_s
+
+
+@dataclass
+class Trace:
+    """The facts of a running attempt, kept when it fails."""
+
+    final_url: str | None = None
+    http_status: int | None = None
+    bytes: int = 0
+    ms: float = 0.0
+    robots: str | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    opted_out: bool = False
+
+    def attempt(self, started_at: datetime, failed: Error | None) -> Attempt:
+        """The attempt with these facts."""
+        return Attempt(
+            started_at=started_at,
+            final_url=self.final_url,
+            http_status=self.http_status,
+            bytes=self.bytes,
+            ms=self.ms,
+            robots=self.robots,
+            error=failed,
+            **{name: self.headers.get(name.replace("_", "-")) for name in _KEPT_HEADERS},
+        )
+
+
+def judge_content(content: bytes) -> tuple[MediaFacts, Error | None]:
+    """What bytes are by their own first bytes, and why they are no media if they are not."""
+    if not content:
+        return MediaFacts(), error(ErrorCode.EMPTY, "zero bytes")
+    facts = probe(content)
+    if facts.media_type is not None:
+        return facts, None
+    if facts.mime is not None and facts.mime.startswith(TEXT_TYPES):
+        return facts, error(ErrorCode.NOT_MEDIA, f"{facts.mime}, {len(content)} bytes")
+    return facts, error(ErrorCode.UNSUPPORTED_FORMAT, f"{facts.mime or 'unknown format'}, {len(content)} bytes")
+
+
+def retry_after_s(value: str | None, now: datetime) -> float | None:
+    """Seconds of a Retry-After header, a number or an HTTP date (RFC 9110 section 10.2.3); None where it is neither."""
+    if value is None:
+        return None
+    try:
+        return max(0.0, float(value)) if value.strip().isdigit() else (_http_date(value) - now).total_seconds()
+    except (ValueError, OverflowError):
+        return None
+
+
+def _http_date(value: str) -> datetime:
+    parsed = parsedate_to_datetime(value)
+    return parsed if parsed.tzinfo is not None else parsed.replace(tzinfo=UTC)
+
+
+def status_code(status: int) -> ErrorCode | None:
+    """The error an HTTP status stands for, None for success and redirects that can be followed."""
+    if 200 <= status < 300 or status in REDIRECTS:
+        return None
+    named = {404: ErrorCode.NOT_FOUND, 410: ErrorCode.NOT_FOUND, 408: ErrorCode.TIMEOUT, 429: ErrorCode.RATE_LIMITED}
+    if status in named:
+        return named[status]
+    if status < 400:
+        return ErrorCode.REDIRECT_REFUSED
+    return ErrorCode.HTTP_CLIENT_ERROR if status < 500 else ErrorCode.HTTP_SERVER_ERROR
+
+
+def exception_failure(problem: BaseException, seen: Dialled, timeout_s: float) -> Failure:
+    """The failure an exception of the HTTP client stands for; what is not known is a failed connection."""
+    detail = str(problem) or type(problem).__name__
+    inner = getattr(problem, "os_error", problem)
+    if isinstance(inner, BlockedAddress) or (seen.refused and not seen.n_allowed):
+        return Failure(ErrorCode.BLOCKED_ADDRESS, seen.refused[0] if seen.refused else detail)
+    if isinstance(problem, aiohttp.ClientConnectorDNSError):
+        return Failure(ErrorCode.DNS_FAILURE, detail)
+    if isinstance(problem, aiohttp.ClientSSLError | ssl.SSLError):
+        return Failure(ErrorCode.TLS_INVALID, detail)
+    if isinstance(problem, TimeoutError):
+        connecting = isinstance(problem, aiohttp.ConnectionTimeoutError)
+        return Failure(ErrorCode.TIMEOUT, detail if connecting else f"no whole answer within {timeout_s:g} s")
+    return Failure(ErrorCode.CONNECTION_FAILED, f"{type(problem).__name__}: {detail}")
+
+
+def next_fetch(problem: Error | None, *, is_file: bool, now: datetime, told: datetime | None) -> datetime | None:
+    """Not before when a document is to be fetched again; None for not until asked, or until its file changes."""
+    if problem is None:
+        return None if is_file else now + RECRAWL
+    if problem["code"] not in RETRYABLE:
+        return None
+    return max(now + RETRY_LATER, told or now)
+
+
+def status_failure(response: aiohttp.ClientResponse) -> Failure:
+    code = status_code(response.status) or ErrorCode.CONNECTION_FAILED
+    wait_s = retry_after_s(response.headers.get("retry-after"), datetime.now(UTC))
+    return Failure(code, f"HTTP {response.status} {response.reason or ''}", wait_s)
+
+
+def finished(
+    request: Request,
+    attempts: list[Attempt],
+    problem: Error | None,
+    *,
+    content: bytes | None = None,
+    facts: MediaFacts | None = None,
+    told: datetime | None = None,
+    opted_out: bool = False,
+) -> Outcome:
+    """The outcome of a request after its last attempt."""
+    kept = content if problem is None else None
+    at = next_fetch(problem, is_file=request.root is not None, now=datetime.now(UTC), told=told)
+    return Outcome(
+        request=request,
+        attempts=tuple(attempts),
+        content=kept,
+        media_id=hashlib.sha256(kept).hexdigest() if kept is not None else None,
+        facts=facts or MediaFacts(),
+        opted_out=opted_out,
+        error=problem,
+        next_fetch_at=at,
+    )
+
+
+def read_file(request: Request, *, max_bytes: int) -> Outcome:
+    """The outcome of reading one file of a folder."""
+    assert request.root is not None
+    started_at, started = datetime.now(UTC), time.perf_counter()
+    content, facts = b"", MediaFacts()
+    failed: Error | None = None
+    try:
+        with open_file(request.root, request.url) as file:
+            content = file.read(max_bytes + 1)
+    except FileNotFoundError as e:
+        failed = error(ErrorCode.NOT_FOUND, str(e))
+    except (OSError, SourceError) as e:
+        failed = error(ErrorCode.STORAGE, str(e))
+    else:
+        facts, failed = judge_content(content)
+        if len(content) > max_bytes:
+            failed = error(ErrorCode.TOO_LARGE, f"the file exceeds {max_bytes} bytes")
+    attempt = Attempt(
+        started_at=started_at,
+        final_url=request.url,
+        bytes=min(len(content), max_bytes),
+        ms=(time.perf_counter() - started) * 1e3,
+        error=failed,
+    )
+    return finished(request, [attempt], failed, content=content, facts=facts)
+
+
+def lost(request: Request, problem: Exception) -> Outcome:
+    failed = error(ErrorCode.CONNECTION_FAILED, f"internal: {type(problem).__name__}: {problem}")
+    return finished(request, [Attempt(started_at=datetime.now(UTC), error=failed)], failed)

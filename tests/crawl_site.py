@@ -1,0 +1,118 @@
+"""A real HTTP server on loopback for crawl tests, whose behaviour is a table of paths and whose log is evidence."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from PIL import Image
+
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter, "Asked"], Awaitable[None]]
+Answer = bytes | Handler | list["bytes | Handler"]  # a list answers in turn, its last for ever
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request as the server saw it."""
+
+    path: str
+    headers: Mapping[str, str]
+    at_s: float
+    n_open: int  # connections open at that moment, this one included
+
+
+@dataclass
+class Site:
+    """A running server: where it is and what it was asked."""
+
+    port: int = 0
+    log: list[Asked] = field(default_factory=list)
+
+    @property
+    def address(self) -> str:
+        """Address and port as `crawl.allow_addresses` takes them."""
+        return f"127.0.0.1:{self.port}"
+
+    def url(self, path: str) -> str:
+        """The URL of a path."""
+        return f"http://{self.address}{path}"
+
+    def paths(self) -> list[str]:
+        """What was asked for, in order."""
+        return [asked.path for asked in self.log]
+
+
+def answer(status: str = "200 OK", body: bytes = b"", **headers: str) -> bytes:
+    """A whole HTTP answer; underscores in header names become hyphens."""
+    given = {"Content-Length": str(len(body)), **{name.replace("_", "-"): value for name, value in headers.items()}}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in given.items())
+    return f"HTTP/1.1 {status}\r\n{lines}\r\n".encode() + body
+
+
+def jpeg(shade: int = 0, width: int = 20, height: int = 10) -> bytes:
+    """A small JPEG; another shade is another content."""
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), (shade, 100, 200)).save(file, "JPEG")
+    return file.getvalue()
+
+
+@contextmanager
+def serving(pages: Mapping[str, Answer]) -> Iterator[Site]:
+    """Serve `pages`, path to answer, on a free loopback port; any other path is 404."""
+    site, loop, ready = Site(), asyncio.new_event_loop(), threading.Event()
+    n_asked: dict[str, int] = {}
+    n_open = 0
+
+    async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal n_open
+        n_open += 1
+        try:
+            while line := await reader.readline():
+                path = line.split()[1].decode()
+                headers = {}
+                while (header := await reader.readline()).strip():
+                    name, _, value = header.decode().partition(":")
+                    headers[name.lower()] = value.strip()
+                asked = Asked(path, headers, time.monotonic(), n_open)
+                site.log.append(asked)
+                found = pages.get(path, answer("404 Not Found"))
+                if isinstance(found, list):
+                    n_asked[path] = n_asked.get(path, 0) + 1
+                    found = found[min(n_asked[path], len(found)) - 1]
+                if isinstance(found, bytes):
+                    writer.write(found)
+                    await writer.drain()
+                else:
+                    await found(reader, writer, asked)
+        except (ConnectionError, asyncio.CancelledError):
+            pass
+        finally:
+            n_open -= 1
+            writer.close()
+
+    async def serve() -> None:
+        server = await asyncio.start_server(connection, "127.0.0.1", 0)
+        site.port = server.sockets[0].getsockname()[1]
+        ready.set()
+
+    def run() -> None:
+        loop.run_until_complete(serve())
+        loop.run_forever()
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.close()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    ready.wait(10)
+    try:
+        yield site
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
