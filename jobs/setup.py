@@ -96,7 +96,9 @@ def _resolve(package: str, scratch: Path) -> list[Path]:
         raise SetupError(f"{package} was not resolved within {RESOLVE_TIMEOUT_S} s; {_repository_hint()}") from e
     if done.returncode != 0:
         lines = [line.strip() for line in done.stderr.splitlines()]
-        why = next((line for line in lines if "unresolved dependency" in line or "Exception" in line), "no reason given")
+        why = next(
+            (line for line in lines if "unresolved dependency" in line or "Exception" in line), "no reason given"
+        )
         raise SetupError(f"{package} could not be resolved ({why}); {_repository_hint()}")
     return sorted((ivy / "jars").glob("*.jar"))
 

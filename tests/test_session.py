@@ -46,7 +46,9 @@ def test_a_java_home_without_java_is_refused_by_name(tmp_path: Path, monkeypatch
         check_java()
 
 
-def test_a_missing_jar_is_named_with_the_command_that_brings_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_jar_is_named_with_the_command_that_brings_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("LAKELENS_CACHE", str(tmp_path))
     with pytest.raises(SessionError, match=r"delta-storage-4.4.0.jar.*run `make setup`"):
         jars()

@@ -66,7 +66,7 @@ def test_no_package_that_only_carries_weights_or_media_is_locked() -> None:
 def test_an_ancient_java_ends_setup_with_one_line_and_code_2(tmp_path: Path) -> None:
     java = tmp_path / "bin" / "java"
     java.parent.mkdir()
-    java.write_text('#!/bin/sh\necho \'openjdk version "11.0.2" 2019-01-15\' >&2\n')
+    java.write_text("#!/bin/sh\necho 'openjdk version \"11.0.2\" 2019-01-15' >&2\n")
     java.chmod(0o755)
     done = subprocess.run(
         [sys.executable, "-m", "jobs.setup"], cwd=ROOT, env={**os.environ, "JAVA_HOME": str(tmp_path)},
@@ -83,7 +83,9 @@ def test_jars_that_are_there_are_not_resolved_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.spark
-def test_jars_that_cannot_be_resolved_are_one_message_with_a_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jars_that_cannot_be_resolved_are_one_message_with_a_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     nowhere = '<ivysettings><settings defaultResolver="r"/><resolvers><filesystem name="r">'
     nowhere += f'<artifact pattern="{tmp_path}/[artifact].jar"/></filesystem></resolvers></ivysettings>'
     (tmp_path / "ivysettings.xml").write_text(nowhere)
@@ -129,4 +131,6 @@ def test_a_stranger_called_schemas_is_one_clear_error(tmp_path: Path) -> None:
         capture_output=True, text=True,
     )  # fmt: skip
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith(f"ImportError: package 'schemas' is imported from {stranger}, but 'jobs' from {ROOT / 'jobs'}")
+    assert last.startswith(
+        f"ImportError: package 'schemas' is imported from {stranger}, but 'jobs' from {ROOT / 'jobs'}"
+    )
