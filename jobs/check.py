@@ -1,0 +1,395 @@
+"""`lakelens check`: the gates over the rows that no accepted run covers. Knows tables and rules, no model."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs.config import Config
+from jobs.gates import UNREAD, Rule, rules_of
+from jobs.lake import REPORTS, Lake, read, repeated, version
+from jobs.runs import JobResult, Run, covered_run_ids, executing, finish, judge, new_run_name, run_rows, stored_run_id
+from schemas import DOCUMENTS, FEATURES, FETCHES, FRAMES, MEDIA, MENTIONS, Table
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+JUDGED_JOBS = ("crawl", "featurize")
+JUDGED_TABLES = (FETCHES, DOCUMENTS, MEDIA, FRAMES, FEATURES, MENTIONS)
+NAMED_ROWS = 20  # of each failed expectation, in the results
+SHOWN_ROWS = 3  # of each failed expectation, in the line a command ends with
+ERROR_RATE = "error_rate"
+
+
+class DiscardRefused(ValueError):
+    """The run's rows cannot be discarded; the message says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedRun:
+    """A run whose rows are judged; `complete` once it did all that it planned."""
+
+    run_id: str
+    job: str
+    complete: bool
+    outputs: Mapping[str, str]  # featurizer -> fingerprint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """The judged rows of a table: key columns, a 0/1 column for each rule (1: broken), and `failed` (1: an error row,
+    null: not counted in the error rate)."""
+
+    table: str
+    key: tuple[str, ...]
+    rules: Sequence[Rule]
+    max_error_rate: float | None
+    rows: DataFrame
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What one expectation found; all are critical."""
+
+    table: str
+    rule: str
+    says: str
+    passed: bool
+    observed: float | None
+    allowed: float
+    n_rows: int  # judged
+    rows: Sequence[Mapping[str, str]] = field(default_factory=tuple)  # keys of at most NAMED_ROWS rows that break it
+
+
+def judged_runs(
+    rows: Sequence[Mapping[str, Any]], covered: Sequence[str], *, now: datetime, expiry_s: float
+) -> list[JudgedRun]:
+    """The crawl and featurize runs among the rows of `runs` that nothing accepted covers and nobody still executes."""
+    judged = []
+    for row in sorted(rows, key=lambda row: str(row["run_id"])):
+        lives = row["status"] == "running" and (now - row["heartbeat"]).total_seconds() < expiry_s
+        if row["job"] in JUDGED_JOBS and row["run_id"] not in covered and not lives:
+            complete = row["status"] not in ("running", "failed")
+            outputs = dict(row["outputs"] or {})
+            judged.append(JudgedRun(run_id=row["run_id"], job=row["job"], complete=complete, outputs=outputs))
+    return judged
+
+
+def _incomplete_frames(spark: SparkSession, features: DataFrame, judged: Sequence[JudgedRun]) -> DataFrame:
+    """(media_id, frame, incomplete) of decoded frames that a complete run tried and that lack one of its featurizers.
+
+    A run may have found some of its featurizers' rows already there, so the whole table is searched. Outputs that
+    have no row in `features` at all (the linker's) are not expected.
+    """
+    from pyspark.sql import functions as F
+
+    outputs = [
+        (run.run_id, featurizer, fingerprint)
+        for run in judged
+        if run.complete
+        for featurizer, fingerprint in run.outputs.items()
+    ]
+    pairs = spark.createDataFrame(outputs, "run_id STRING, featurizer STRING, fingerprint STRING")
+    here = features.where(F.col("featurizer").isin(sorted({featurizer for _, featurizer, _ in outputs})))
+    keys = here.select(*FEATURES.key)
+    expected = pairs.join(
+        keys.select("featurizer", "fingerprint").distinct(), ["featurizer", "fingerprint"], "left_semi"
+    )
+    tried = here.where(F.col("run_id").isin([run.run_id for run in judged])).where(
+        "coalesce(error.stage, '') <> 'decode'"
+    )
+    due = tried.select("run_id", "media_id", "frame").distinct().join(F.broadcast(expected), on="run_id", how="inner")
+    missing = due.join(keys, on=list(FEATURES.key), how="left_anti")
+    return missing.select("media_id", "frame").distinct().withColumn("incomplete", F.lit(True))
+
+
+def build_suites(
+    spark: SparkSession, tables: Mapping[str, DataFrame], judged: Sequence[JudgedRun], *, dims: Mapping[str, int],
+    max_error_rate: Mapping[str, float],
+) -> list[Suite]:  # fmt: skip
+    """A suite for each table, its rows a plan that Spark has not run.
+
+    Judged are the rows of fetches, features and mentions that the judged runs wrote, and all of documents, media and
+    frames, which are visible once committed. The documents' error rate counts those that a judged crawl attempted.
+    """
+    from pyspark.sql import functions as F
+
+    run_ids = [run.run_id for run in judged]
+    narrow = {name: df.drop(*UNREAD) for name, df in tables.items()}
+    media = narrow["media"].select("media_id", F.lit(True).alias("media_known")).distinct()
+    document = narrow["documents"].select("doc_id", F.lit(True).alias("document_known")).distinct()
+    frame = narrow["frames"].select("media_id", "frame", F.lit(True).alias("frame_known")).distinct()
+    by_run = F.col("run_id").isin(run_ids)
+    attempted = narrow["fetches"].where(by_run).select("doc_id", F.lit(True).alias("attempted")).distinct()
+    facts: dict[str, list[tuple[DataFrame, list[str]]]] = {
+        "fetches": [(document, ["doc_id"])],
+        "documents": [(media, ["media_id"]), (attempted, ["doc_id"])],
+        "media": [],
+        "frames": [(media, ["media_id"])],
+        "features": [
+            (media, ["media_id"]),
+            (frame, ["media_id", "frame"]),
+            (_incomplete_frames(spark, narrow["features"], judged), ["media_id", "frame"]),
+        ],
+        "mentions": [(document, ["doc_id"])],
+    }
+    counted = {"documents": "attempted", "features": "true", "mentions": "true"}
+
+    def suite(table: Table) -> Suite:
+        whole = narrow[table.name]
+        rows = whole.where(by_run) if "run_id" in whole.columns else whole
+        # keys repeat within the whole table: an unjudged row must not double a published one
+        same = whole.join(rows.select(table.key[0]).distinct(), on=table.key[0], how="left_semi")
+        repeats = same.groupBy(*table.key).count().where("count > 1").select(*table.key, F.lit(True).alias("repeated"))
+        for fact, on in [*facts[table.name], (repeats, list(table.key))]:
+            rows = rows.join(fact, on=on, how="left")
+        rules = rules_of(table, dims)
+        failed = F.expr(f"CASE WHEN {counted.get(table.name, 'false')} THEN int(error IS NOT NULL) END")
+        return Suite(
+            table=table.name,
+            key=table.key,
+            rules=rules,
+            max_error_rate=max_error_rate.get(table.name),
+            rows=rows.select(
+                *(F.col(name).alias(f"key_{name}") for name in table.key),
+                (failed if "error" in whole.columns else F.lit(None).cast("int")).alias("failed"),
+                *(F.expr(f"int(coalesce({rule.breach}, false))").alias(rule.name) for rule in rules),
+            ),
+        )
+
+    return [suite(table) for table in JUDGED_TABLES]
+
+
+def validate(suites: Sequence[Suite], folder: Path) -> list[Outcome]:
+    """Judge each suite with Great Expectations, write its data docs under `folder`, and name the rows that break rules.
+
+    A rule is one expectation on the sum of its column, so that all of a table are one Spark aggregation.
+    """
+    os.environ["GX_ANALYTICS_ENABLED"] = "false"
+    import great_expectations as gx
+    from great_expectations.data_context.types.base import ProgressBarsConfig
+
+    logging.getLogger("great_expectations").setLevel(logging.ERROR)
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = ProgressBarsConfig(globally=False)
+    store = {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(folder)}
+    context.add_data_docs_site(
+        "gates",
+        {
+            "class_name": "SiteBuilder",
+            "store_backend": store,
+            "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+        },
+    )
+    source = context.data_sources.add_spark("lake")
+    outcomes: list[Outcome] = []
+    for suite in suites:
+        rows = suite.rows.cache()
+        try:
+            outcomes += _validate_suite(context, source, suite, rows)
+        finally:
+            rows.unpersist()
+    context.build_data_docs(site_names=["gates"])
+    return outcomes
+
+
+def _validate_suite(context: Any, source: Any, suite: Suite, rows: DataFrame) -> list[Outcome]:
+    import great_expectations as gx
+    from great_expectations import expectations as gxe
+    from pyspark.sql import functions as F
+
+    n_rows, n_counted = rows.agg(F.count("*"), F.count("failed")).collect()[0]
+    expected: list[Any] = [gxe.ExpectTableRowCountToBeBetween(min_value=0, meta={"rule": "rows"})]
+    rules = {rule.name: (rule.says, 0.0) for rule in suite.rules} if n_rows else {}
+    for name, (says, allowed) in rules.items():
+        expected.append(
+            gxe.ExpectColumnSumToBeBetween(
+                column=name, max_value=allowed, severity="critical", notes=says, meta={"rule": name}
+            )
+        )
+    if suite.max_error_rate is not None and n_counted:
+        says = f"the share of rows with an error is at most {suite.max_error_rate:g}"
+        rules[ERROR_RATE] = (says, suite.max_error_rate)
+        expected.append(
+            gxe.ExpectColumnMeanToBeBetween(
+                column="failed",
+                max_value=suite.max_error_rate,
+                severity="critical",
+                notes=says,
+                meta={"rule": ERROR_RATE},
+            )
+        )
+    batch = source.add_dataframe_asset(suite.table).add_batch_definition_whole_dataframe("judged")
+    definition = context.validation_definitions.add(
+        gx.ValidationDefinition(
+            name=suite.table,
+            data=batch,
+            suite=context.suites.add(gx.ExpectationSuite(name=suite.table, expectations=expected)),
+        )
+    )
+    results = definition.run(batch_parameters={"dataframe": rows}, result_format="BASIC").results
+
+    def breaking(rule: str) -> list[dict[str, str]]:
+        broken = rows.where(F.col("failed" if rule == ERROR_RATE else rule) == 1)
+        keys = broken.select(*(F.col(f"key_{name}").cast("string").alias(name) for name in suite.key))
+        return [row.asDict() for row in keys.limit(NAMED_ROWS).collect()]
+
+    outcomes = []
+    for result in results:
+        rule = result.expectation_config.meta["rule"]
+        if rule == "rows":
+            continue
+        says, allowed = rules[rule]
+        observed = result.result.get("observed_value")
+        outcome = Outcome(
+            table=suite.table,
+            rule=rule,
+            says=says,
+            passed=bool(result.success),
+            observed=None if observed is None else float(observed),
+            allowed=allowed,
+            n_rows=int(n_rows),
+            rows=[] if result.success else breaking(rule),
+        )
+        outcomes.append(outcome)
+    return outcomes
+
+
+def describe_failure(outcome: Outcome) -> str:
+    """A failed expectation and some of its rows on one line."""
+    keys = [" ".join(f"{name}={value}" for name, value in row.items()) for row in outcome.rows[:SHOWN_ROWS]]
+    observed = "nothing" if outcome.observed is None else f"{outcome.observed:g}"
+    more = ", ..." if len(outcome.rows) > SHOWN_ROWS or (outcome.observed or 0) > len(keys) else ""
+    what = f"{observed} (allowed {outcome.allowed:g})" if outcome.rule == ERROR_RATE else f"broken by {observed} rows"
+    return f"{outcome.table}.{outcome.rule}: {what} ({outcome.says}): {', '.join(keys)}{more}"
+
+
+def vector_lengths(config: Config) -> dict[str, int]:
+    """The length of each known featurizer's vectors, configured models and the linker included, by id."""
+    from featurizers.linking import LINKER_SPEC
+    from featurizers.spec import all_specs
+    from jobs.featurize import configured_spec
+
+    configured = [configured_spec(name, config.featurize) for name in config.featurize.featurizers]
+    return {spec.id: spec.dim for spec in [LINKER_SPEC, *all_specs(), *configured]}
+
+
+def reports_folder(lake: Lake, run_id: str) -> Path:
+    """Where a run's report and gate results go: in the lake where that is local, else a temporary folder."""
+    local = lake.local_folder()
+    if local is None:
+        return Path(tempfile.mkdtemp(prefix="lakelens-")) / run_id
+    return Path(local) / REPORTS / run_id
+
+
+def pins(spark: SparkSession, lake: Lake) -> dict[str, int]:
+    """Versions of the judged tables when the check starts."""
+    return {table.name: version(spark, lake, table) for table in JUDGED_TABLES}
+
+
+def run(spark: SparkSession, lake: Lake, config: Config, run: Run) -> JobResult:
+    """Judge what no accepted run covers; its runs are accepted or rejected together.
+
+    Data docs and `gates.json` go to `<lake>/reports/<run_id>/gates`; the JSON holds every outcome with its rows.
+    """
+    covered = [row.run_id for row in covered_run_ids(spark, lake).collect()]
+    now = datetime.now(UTC)
+    judged = judged_runs(run_rows(spark, lake), covered, now=now, expiry_s=config.featurize.lease_expiry_s)
+    run_ids = [one.run_id for one in judged]
+    if not judged:
+        return JobResult(status="accepted", message="nothing to judge: an accepted run covers all there is")
+    run.progress(f"judging {', '.join(run_ids)}")
+    # Read after the runs were listed: what a run committed before it ended is seen, and nothing unjudged is covered.
+    tables = {table.name: read(spark, lake, table) for table in JUDGED_TABLES}
+    suites = build_suites(
+        spark,
+        tables,
+        judged,
+        dims=vector_lengths(config),
+        max_error_rate=config.check.max_error_rate.model_dump(),
+    )
+    folder = reports_folder(lake, run.run_id) / "gates"
+    folder.mkdir(parents=True, exist_ok=True)
+    outcomes = validate(suites, folder)
+    failures = [outcome for outcome in outcomes if not outcome.passed]
+    status: Any = "rejected" if failures else "accepted"
+    described = {
+        "run_id": run.run_id,
+        "status": status,
+        "judged_at": now.isoformat(),
+        "covers": run_ids,
+        "expectations": [asdict(outcome) for outcome in outcomes],
+    }
+    (folder / "gates.json").write_text(json.dumps(described, indent=1, allow_nan=False) + "\n")
+    run.check_owned()
+    judge(spark, lake, run_ids, status, expiry_s=config.featurize.lease_expiry_s)
+    n_rows = {outcome.table: outcome.n_rows for outcome in outcomes}
+    if failures:
+        message = f"rejected {', '.join(run_ids)}: " + "; ".join(map(describe_failure, failures))
+    else:
+        counts = ", ".join(f"{n} {table}" for table, n in n_rows.items())
+        message = f"accepted {', '.join(run_ids)}: {len(outcomes)} expectations hold over {counts}"
+    return JobResult(
+        status=status,
+        message=message,
+        metrics={"expectations": len(outcomes), "expectations_failed": len(failures)},
+        covers=run_ids,
+        report=str(folder / "index.html"),
+        artifacts=[str(folder)],
+    )
+
+
+def discard(spark: SparkSession, lake: Lake, config: Config, run_id: str) -> dict[str, int]:
+    """Remove the rows of a rejected or failed run from features and mentions, under the lease of what it writes.
+
+    Returns the rows removed by table. Raises DiscardRefused for a run that is not there, published or alive, and
+    RunRefused where another run is writing the same features.
+    """
+    rows = [row for row in run_rows(spark, lake) if row["run_id"] == run_id]
+    covered = [row.run_id for row in covered_run_ids(spark, lake).collect()]
+    if not rows:
+        raise DiscardRefused(f"run {run_id!r} is not known in {lake.uri}; `lakelens tables` lists the runs")
+    if run_id in covered:
+        raise DiscardRefused(f"run {run_id} is published; only what no accepted run covers can be discarded")
+    now = datetime.now(UTC)
+    if not judged_runs(rows, covered, now=now, expiry_s=config.featurize.lease_expiry_s):
+        raise DiscardRefused(
+            f"run {run_id} ({rows[0]['job']}) is {rows[0]['status']}; discarded are crawl and featurize runs that ended"
+        )
+    with executing(
+        spark,
+        lake,
+        run_id=stored_run_id(new_run_name(now), "discard"),
+        job="discard",
+        inputs={},
+        outputs=rows[0]["outputs"] or {},
+        config_digest=config.digest(),
+        heartbeat_s=config.featurize.heartbeat_s,
+        expiry_s=config.featurize.lease_expiry_s,
+        progress=lambda text: None,
+    ) as run:
+        removed = {table.name: _delete(spark, lake, table, run_id) for table in (FEATURES, MENTIONS)}
+        counts = ", ".join(f"{n} {table}" for table, n in removed.items())
+        result = JobResult(
+            status="finished", message=f"discarded {counts} of {run_id}", outputs=rows[0]["outputs"] or {}
+        )
+        finish(spark, lake, run, result, mlflow_run_id=None)
+    return removed
+
+
+def _delete(spark: SparkSession, lake: Lake, table: Table, run_id: str) -> int:
+    from delta.tables import DeltaTable
+    from pyspark.sql import functions as F
+
+    rows = F.col("run_id") == run_id
+    n_rows = read(spark, lake, table).where(rows).count()
+    if n_rows:
+        repeated(lambda: DeltaTable.forPath(spark, lake.table(table)).delete(rows))
+    return n_rows
