@@ -1,0 +1,243 @@
+"""Runs as MLflow shows them: a parent for a pipeline, a child for each job. Knows no table; loses no job when down."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jobs.config import Config, ConfigError
+from jobs.lake import Lake
+from jobs.runs import code_version
+
+EXPERIMENT = "lakelens"
+BATCH = 100  # parameters or tags of one request, and MAX_VALUE their length: limits of MLflow's REST API
+MAX_VALUE = 500
+METRIC_BATCH = 1000
+# A tracking server that is down is given up after seconds: by default MLflow tries for minutes, at every call.
+PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "15"}
+QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1", "MLFLOW_ENABLE_ASYNC_LOGGING": "false"}
+
+
+@dataclass(frozen=True)
+class Store:
+    """Where runs are logged: a tracking URI, and where its artifacts go if the store does not decide that."""
+
+    uri: str
+    artifacts: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracked:
+    """A run as MLflow knows it; without `client` nothing is logged, and every function here does nothing."""
+
+    client: Any
+    mlflow_run_id: str | None
+    experiment_id: str | None
+    warn: Callable[[str], None]
+
+
+def tracking_store(lake: Lake) -> Store:
+    """MLFLOW_TRACKING_URI, else SQLite in a local lake; raises ConfigError for a remote lake without it."""
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    if given:
+        return Store(uri=given, artifacts=None)
+    folder = lake.local_folder()
+    if folder is None:
+        raise ConfigError(
+            f"lake {lake.uri} is remote and MLFLOW_TRACKING_URI is not set; set it to the address of an MLflow server"
+        )
+    # MLflow refuses its old file store, and puts SQLite's artifacts into the working folder unless told otherwise.
+    return Store(uri=f"sqlite:///{folder}/mlflow.db", artifacts=(Path(folder) / "mlartifacts").as_uri())
+
+
+def flat_parameters(value: Any, prefix: str = "") -> dict[str, str]:
+    """A nested configuration as `a.b` -> text; lists as JSON, user names and passwords of URLs left out."""
+    if isinstance(value, Mapping) and value:
+        pairs = [flat_parameters(v, f"{prefix}.{k}" if prefix else str(k)) for k, v in value.items()]
+        return {name: text for pair in pairs for name, text in pair.items()}
+    text = value if isinstance(value, str) else json.dumps(value)
+    return {prefix: without_credentials(text)[:MAX_VALUE]}
+
+
+def without_credentials(text: str) -> str:
+    """A text whose URLs no longer say who logs in."""
+    return re.sub(r"(://)[^/\s@\"']+@", r"\1", text)
+
+
+@contextmanager
+def pipeline_run(
+    lake: Lake, config: Config, *, name: str, tags: Mapping[str, str] | None = None, warn: Callable[[str], None]
+) -> Iterator[Tracked]:
+    """The parent run of a pipeline, with its resolved configuration as parameters and as an artifact.
+
+    Whatever MLflow does, the block runs: where it cannot be reached, `warn` is called once and nothing is logged.
+    Raises ConfigError for a remote lake without MLFLOW_TRACKING_URI.
+    """
+    store = tracking_store(lake)
+    all_tags = {"lake": lake.uri, "code_version": code_version(), "config_digest": config.digest(), **(tags or {})}
+    tracked = _start(store, name=name, tags=all_tags, warn=warn)
+    with _ended(tracked):
+        resolved = config.model_dump(mode="json")
+        _log_parameters(tracked, flat_parameters(resolved))
+        log_text(tracked, "config.yaml", without_credentials(yaml.safe_dump(resolved, sort_keys=False)))
+        yield tracked
+
+
+@contextmanager
+def job_run(
+    parent: Tracked,
+    *,
+    run_id: str,
+    job: str,
+    lake: Lake,
+    config: Config,
+    inputs: Mapping[str, int],
+    outputs: Mapping[str, str],
+) -> Iterator[Tracked]:
+    """The child run of one job: parameters, the table versions it reads as inputs, fingerprints as tags."""
+    tags = {"lake": lake.uri, "job": job, "lakelens_run_id": run_id, "code_version": code_version()}
+    tags |= {f"fingerprint.{featurizer.replace('@', '.v')}": digest for featurizer, digest in outputs.items()}
+    tracked = _child(parent, name=run_id, tags=tags)
+    with _ended(tracked):
+        _log_parameters(tracked, flat_parameters(config.model_dump(mode="json")))
+        _log_inputs(tracked, lake, inputs)
+        yield tracked
+
+
+def log_metrics(tracked: Tracked, metrics: Mapping[str, float]) -> None:
+    """Log finite metrics, by the names of `jobs.metrics.flat`, in one request for each thousand."""
+
+    def send() -> None:
+        from mlflow.entities import Metric
+
+        now_ms = int(time.time() * 1000)
+        found = [Metric(name, float(value), now_ms, 0) for name, value in metrics.items() if math.isfinite(value)]
+        for start in range(0, len(found), METRIC_BATCH):
+            tracked.client.log_batch(tracked.mlflow_run_id, metrics=found[start : start + METRIC_BATCH])
+
+    _attempt(tracked, "metrics", send)
+
+
+def log_files(tracked: Tracked, paths: Sequence[str | Path]) -> None:
+    """Keep local files and folders as artifacts, each under its own name."""
+    for path in map(Path, paths):
+        if path.is_dir():
+            _attempt(
+                tracked, path.name, lambda p=path: tracked.client.log_artifacts(tracked.mlflow_run_id, str(p), p.name)
+            )
+        else:
+            _attempt(tracked, path.name, lambda p=path: tracked.client.log_artifact(tracked.mlflow_run_id, str(p)))
+
+
+def log_text(tracked: Tracked, name: str, text: str) -> None:
+    """Keep a text as an artifact."""
+    _attempt(tracked, name, lambda: tracked.client.log_text(tracked.mlflow_run_id, text, name))
+
+
+def _attempt(tracked: Tracked, what: str, send: Callable[[], object]) -> None:
+    if tracked.client is None:
+        return
+    try:
+        send()
+    except Exception as e:  # a job is worth more than its log
+        tracked.warn(f"MLflow did not take {what}: {str(e).splitlines()[0][:200] if str(e) else type(e).__name__}")
+
+
+def _start(store: Store, *, name: str, tags: Mapping[str, str], warn: Callable[[str], None]) -> Tracked:
+    for key, value in (QUIET | PATIENCE).items():
+        os.environ.setdefault(key, value)
+    try:
+        for logger in ("mlflow", "alembic"):
+            logging.getLogger(logger).setLevel(logging.WARNING)
+        if store.uri.startswith("sqlite:///"):
+            Path(store.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        from mlflow import MlflowClient
+
+        client = MlflowClient(tracking_uri=store.uri)
+        experiment_id = _experiment(client, store)
+        run = client.create_run(experiment_id, run_name=name, tags=dict(tags))
+    except Exception as e:  # a job is worth more than its log
+        reason = str(e).splitlines()[0][:200] if str(e) else type(e).__name__
+        warn(f"MLflow at {without_credentials(store.uri)} cannot be used, nothing is logged there: {reason}")
+        return Tracked(client=None, mlflow_run_id=None, experiment_id=None, warn=warn)
+    return Tracked(client=client, mlflow_run_id=run.info.run_id, experiment_id=experiment_id, warn=warn)
+
+
+def _experiment(client: Any, store: Store) -> str:
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
+    for last in (False, True):
+        found = client.get_experiment_by_name(name)
+        if found is not None:
+            return str(found.experiment_id)
+        try:
+            return str(client.create_experiment(name, artifact_location=store.artifacts))
+        except Exception:  # another process may have made it in between
+            if last:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _child(parent: Tracked, *, name: str, tags: Mapping[str, str]) -> Tracked:
+    nothing = Tracked(client=None, mlflow_run_id=None, experiment_id=None, warn=parent.warn)
+    if parent.client is None:
+        return nothing
+    all_tags = {**tags, "mlflow.parentRunId": str(parent.mlflow_run_id)}
+    try:
+        run = parent.client.create_run(parent.experiment_id, run_name=name, tags=all_tags)
+    except Exception as e:  # a job is worth more than its log
+        parent.warn(f"MLflow did not take run {name}, it is not logged there: {str(e)[:200]}")
+        return nothing
+    return Tracked(
+        client=parent.client, mlflow_run_id=run.info.run_id, experiment_id=parent.experiment_id, warn=parent.warn
+    )
+
+
+@contextmanager
+def _ended(tracked: Tracked) -> Iterator[None]:
+    status = "FAILED"
+    try:
+        yield
+        status = "FINISHED"
+    finally:
+        _attempt(tracked, "the end of the run", lambda: tracked.client.set_terminated(tracked.mlflow_run_id, status))
+
+
+def _log_parameters(tracked: Tracked, parameters: Mapping[str, str]) -> None:
+    def send() -> None:
+        from mlflow.entities import Param
+
+        found = [Param(_allowed(name), value) for name, value in parameters.items()]
+        for start in range(0, len(found), BATCH):
+            tracked.client.log_batch(tracked.mlflow_run_id, params=found[start : start + BATCH])
+
+    _attempt(tracked, "parameters", send)
+
+
+def _log_inputs(tracked: Tracked, lake: Lake, inputs: Mapping[str, int]) -> None:
+    def send() -> None:
+        from mlflow.entities import Dataset, DatasetInput
+
+        datasets = []
+        for table, version in inputs.items():
+            source = json.dumps({"uri": f"{lake.uri}/{table}", "delta_table_version": version})
+            dataset = Dataset(name=table, digest=f"v{version}", source_type="delta", source=source)
+            datasets.append(DatasetInput(dataset=dataset, tags=[]))
+        if datasets:
+            tracked.client.log_inputs(tracked.mlflow_run_id, datasets=datasets)
+
+    _attempt(tracked, "inputs", send)
+
+
+def _allowed(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_\-./ ]", "_", name)
