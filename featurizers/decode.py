@@ -202,10 +202,11 @@ def _torch() -> Any:
 
 
 def resize(image: Image, width: int, height: int) -> Image:
-    """`image` at `width` x `height`, antialiased bicubic, within one grey level of Pillow's BICUBIC.
+    """`image` at `width` x `height`, antialiased bicubic (Keys 1981, a = -0.5), across first and then down.
 
-    torch's uint8 kernel works in 16-bit fixed point on AVX, 6 times faster than Pillow's (Keys' cubic with a = -0.5, as
-    Pillow; Keys 1981).
+    torch's uint8 kernel in 16-bit fixed point on AVX, 6 times faster than Pillow's. Within one grey level of Pillow's
+    BICUBIC on pictures, two in less than 1 of 10,000 values of pure noise. Pillow 13 takes tall pictures down first
+    and across second, which differs more where the cubic overshoots black or white.
     """
     if image.shape[:2] == (height, width):
         return image
