@@ -1,0 +1,197 @@
+"""Text in pictures and the entities it names: RapidOCR, then the linker. Knows no captions, no tables and no other model."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurizers.linking import LINKER_SETTINGS, LINKER_SPEC, load_linker
+from featurizers.minilm import MINILM_DIM, load_text_encoder
+from featurizers.spec import Extract, Features, FeaturizerSpec, Image, Weights, no_features
+
+_SOURCE = "RapidAI/RapidOCR 3.10; PP-OCRv6 small, PaddlePaddle/PaddleOCR"
+
+
+def _model(name: str, file: str, sha256: str) -> Weights:
+    return Weights(
+        name=name,
+        uri=f"pypi://rapidocr==3.10.0/rapidocr/models/{file}",
+        sha256=sha256,
+        licence="Apache-2.0",
+        source=_SOURCE,
+    )
+
+
+OCR_WEIGHTS: tuple[Weights, ...] = (
+    _model(
+        "text_detector",
+        "PP-OCRv6_det_small.onnx",
+        "090f04abcd9d9a7498bc4ebf677e4cb9bdce1fe4197ddb7e529f1ef44e1ff94f",
+    ),
+    _model(
+        "text_recognizer",
+        "PP-OCRv6_rec_small.onnx",
+        "6f327246b50388f3c176ae304bd95767ea6dc0c9ae92153ef8cbe210b3c14884",
+    ),
+    _model(
+        "text_direction",
+        "ch_ppocr_mobile_v2.0_cls_mobile.onnx",
+        "e47acedf663230f8863ff1ab0e64dd2d82b838fceb5957146dab185a89d6215c",
+    ),
+)
+
+
+# The detector enlarges the short side to 736 pixels: a strip of 1 x 500 would become 28 million pixels and take minutes.
+# Thinner pictures hold no line of text; they are left out, in which alone the plain variant differs from RapidOCR.
+MIN_SIDE_PX = 12
+MAX_ASPECT = 20.0
+
+
+def _spec(variant: str, *settings: tuple[str, str | int | float | bool]) -> FeaturizerSpec:
+    return FeaturizerSpec(
+        family="entity_ocr",
+        variant=variant,
+        version=1,
+        kind="entity",
+        dim=MINILM_DIM,
+        image_size=0,
+        fit="native",
+        batch_size=8,
+        weights=(*OCR_WEIGHTS, *LINKER_SPEC.weights),
+        settings=(*LINKER_SETTINGS, ("min_side_px", MIN_SIDE_PX), ("max_aspect", MAX_ASPECT), *settings),
+    )
+
+
+SPECS: tuple[FeaturizerSpec, ...] = (
+    # RapidOCR as called plainly: its own lowest line score and nothing dropped besides.
+    _spec("rapidocr", ("min_score", 0.5), ("min_characters", 1)),
+    # A first pass of the detector alone on a small copy of the picture; the full pass only where it finds a box.
+    # benchmarks/quality_entities.py measures the lines kept and the cost saved for other sides and thresholds.
+    _spec(
+        "rapidocr_gated",
+        ("min_score", 0.5),
+        ("min_characters", 2),
+        ("gate_side_px", 256),
+        ("gate_box_score", 0.3),
+    ),
+)
+
+ReadLines = Callable[[Image], "list[Line]"]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of text in a picture."""
+
+    text: str
+    score: float  # in [0, 1]
+    box: tuple[float, float, float, float]  # x0, y0, x1, y1 around it, as fractions of the picture
+
+
+def load(spec: FeaturizerSpec, weights: Mapping[str, Path], device: str) -> Extract:
+    """Each text line is a feature (text, box, score, text vector, no label); each entity linked in it is another one
+    behind it (label = catalogue id, text = surface form, the line's box, the entity's vector).
+
+    Runs on the CPU with one thread whatever the device: the models are small and most pictures hold no text.
+    """
+    read = load_reader(spec, weights)
+    encode = load_text_encoder(weights)
+    linker = load_linker(weights, encode=encode)
+
+    def extract(images: Sequence[Image]) -> Features:
+        rows: list[tuple[int, NDArray[np.float32], str | None, float, tuple[float, ...], str]] = []
+        for index, image in enumerate(images):
+            lines = read(image)
+            links = linker.link([line.text for line in lines], cased=False)
+            vectors = encode([line.text for line in lines]) if lines else ()
+            for line, vector, linked in zip(lines, vectors, links, strict=True):
+                rows.append((index, vector, None, line.score, line.box, line.text))
+                rows.extend((index, k.vector, k.id, k.score * line.score, line.box, k.surface) for k in linked)
+        if not rows:
+            return no_features(spec)
+        image_of, vector_of, label, score, box, text = zip(*rows, strict=True)
+        return Features(
+            image=np.array(image_of, np.int32),
+            vector=np.stack(vector_of).astype(np.float32),
+            label=label,
+            score=np.array(score, np.float32),
+            box=np.array(box, np.float32),
+            text=text,
+        )
+
+    return extract
+
+
+def load_reader(spec: FeaturizerSpec, weights: Mapping[str, Path]) -> ReadLines:
+    """A function from a picture to its lines, top to bottom; without linking.
+
+    With the settings gate_side_px and gate_box_score the detector first looks at a copy whose longest side is that
+    small, and a picture where it finds no box of that score has no lines.
+    """
+    from rapidocr import RapidOCR
+
+    engine: Any = RapidOCR(
+        params={
+            "Det.model_path": str(weights["text_detector"]),
+            "Rec.model_path": str(weights["text_recognizer"]),
+            "Cls.model_path": str(weights["text_direction"]),
+            "EngineConfig.onnxruntime.intra_op_num_threads": 1,
+            "EngineConfig.onnxruntime.inter_op_num_threads": 1,
+            "Global.log_level": "error",
+        }
+    )
+    logging.getLogger("RapidOCR").setLevel(logging.ERROR)
+    settings = spec.setting
+    min_score, min_characters = float(settings["min_score"]), int(settings["min_characters"])
+    shows_text = _load_gate(engine, settings) if "gate_side_px" in settings else None
+
+    def read(image: Image) -> list[Line]:
+        short, long = sorted(image.shape[:2])
+        if short < MIN_SIDE_PX or long > MAX_ASPECT * short:
+            return []
+        bgr = np.ascontiguousarray(image[:, :, ::-1])  # arrays are taken as OpenCV's channel order
+        if shows_text is not None and not shows_text(bgr):
+            return []
+        found = engine(bgr)
+        if found.txts is None or found.boxes is None:
+            return []
+        size = np.array([image.shape[1], image.shape[0]], np.float32)
+        lines = []
+        for corners, text, score in zip(found.boxes, found.txts, found.scores, strict=True):
+            if score < min_score or len(text.strip()) < min_characters:
+                continue
+            low = np.clip(corners.min(axis=0) / size, 0, 1)
+            high = np.clip(corners.max(axis=0) / size, 0, 1)
+            lines.append(Line(text, min(float(score), 1.0), (*map(float, low), *map(float, high))))
+        return lines
+
+    return read
+
+
+def _load_gate(engine: Any, settings: Mapping[str, Any]) -> Callable[[NDArray[np.uint8]], bool]:
+    """Whether the engine's own detector finds a box on a small copy of a picture."""
+    import cv2
+
+    side = int(settings["gate_side_px"])
+    detector = copy.copy(engine._load_det_model())
+    detector.limit_side_len = side
+    detector.limit_type = "max"
+    detector.postprocess_op = copy.copy(detector.postprocess_op)
+    detector.postprocess_op.box_thresh = float(settings["gate_box_score"])
+
+    def shows_text(bgr: NDArray[np.uint8]) -> bool:
+        scale = side / max(bgr.shape[:2])
+        if scale < 1:
+            width, height = (max(1, round(n * scale)) for n in (bgr.shape[1], bgr.shape[0]))
+            bgr = np.asarray(cv2.resize(bgr, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+        found = detector(bgr)
+        return found.boxes is not None and len(found.boxes) > 0
+
+    return shows_text
