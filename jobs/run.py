@@ -1,26 +1,29 @@
-"""`lakelens run`: jobs in order as one pipeline, each a run of its own under one MLflow parent. Holds no job's logic."""
+"""`lakelens run`: jobs in order as one pipeline, each a run of its own under one MLflow parent. Has no job's logic."""
 
 from __future__ import annotations
 
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from jobs import check, crawl, featurize, metrics, report, tracking
+from jobs import check, crawl, featurize, metrics, tracking
 from jobs.cli import FINISHED, REJECTED, Common, Outcome
 from jobs.config import Config
-from jobs.featurize import Selection
-from jobs.lake import REPORTS, Lake, open_lake, read
+from jobs.lake import Lake, lake_at, open_lake, read
 from jobs.progress import Progress
-from jobs.runs import JobResult, Run, RunAccepted, code_version, executing, finish, stored_run_id
+from jobs.report import write_report
+from jobs.runs import JobResult, Run, RunAccepted, executing, finish, stored_run_id
 from jobs.session import spark_session
+from jobs.work import Selection
+from jobs.work import prepare as prepare_work
 from schemas import TABLES
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pyspark.sql import SparkSession
 
 PIPELINE = ("crawl", "featurize", "check")
@@ -44,7 +47,7 @@ def prepare(name: str, config: Config, selection: Selection) -> Prepared:
             name=name, outputs={}, pins=crawl.pins, run=lambda spark, lake, run: crawl.run(spark, lake, config, run)
         )
     if name == "featurize":
-        work = featurize.prepare(config.featurize)
+        work = prepare_work(config.featurize)
         return Prepared(
             name=name,
             outputs=work.outputs,
@@ -56,5 +59,120 @@ def prepare(name: str, config: Config, selection: Selection) -> Prepared:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """A job that ended, and the machine time it took."""
+
+    run_id: str
+    result: JobResult
+    time: metrics.RunMetrics
+
+
 def run_jobs(common: Common, names: Sequence[str], *, selection: Selection | None = None) -> Outcome:
-    """Run jobs in order; a rejected one ends the pipeline with exit code 3. Raises what ends a job otherwise."""
+    """Run jobs in order and report on them; a rejected one ends the pipeline. Raises what ends a job otherwise."""
+    config = common.config
+    tracking.tracking_store(lake_at(config.lake))
+    jobs = [prepare(name, config, selection or Selection()) for name in names]
+    progress = Progress(live=not (common.as_json or common.debug))
+    with ExitStack() as stack:
+        stack.enter_context(progress.shown())
+        progress("starting Spark")
+        spark = spark_session(config.spark, f"lakelens {common.run_id}")
+        progress.watch(lambda: _tasks(spark))
+        lake = open_lake(spark, config.lake, create="crawl" in names)
+        parent = stack.enter_context(
+            tracking.pipeline_run(lake, config, name=common.run_id, warn=progress, tags={"jobs": ", ".join(names)})
+        )
+        done: list[Finished] = []
+        skipped: list[str] = []
+        for job in jobs:
+            try:
+                done.append(_run_job(spark, lake, common, job, parent, progress))
+            except RunAccepted as e:
+                skipped.append(str(e))
+                continue
+            if done[-1].result.status == "rejected":
+                break
+        if not done:
+            return Outcome(exit_code=FINISHED, message="; ".join(skipped))
+        progress("writing the report")
+        report = _report(spark, lake, common, done, parent)
+    rejected = done[-1].result.status == "rejected"
+    facts = {
+        "run_id": common.run_id,
+        "lake": lake.uri,
+        "status": done[-1].result.status,
+        "jobs": {one.run_id: one.result.message for one in done},
+        "report": str(report),
+    }
+    message = "; ".join([*skipped, *(one.result.message for one in done)])
+    return Outcome(exit_code=REJECTED if rejected else FINISHED, message=f"{message}; report at {report}", facts=facts)
+
+
+def _run_job(
+    spark: SparkSession, lake: Lake, common: Common, job: Prepared, parent: tracking.Tracked, progress: Progress
+) -> Finished:
+    config, run_id = common.config, stored_run_id(common.run_id, job.name)
+    began = time.monotonic()
+    with executing(
+        spark,
+        lake,
+        run_id=run_id,
+        job=job.name,
+        inputs=job.pins(spark, lake),
+        outputs=job.outputs,
+        config_digest=config.digest(),
+        heartbeat_s=config.featurize.heartbeat_s,
+        expiry_s=config.featurize.lease_expiry_s,
+        progress=lambda text: progress(f"{job.name}: {text}"),
+    ) as run:
+        facts = {"run_id": run_id, "job": job.name, "inputs": run.inputs, "outputs": job.outputs}
+        with tracking.job_run(parent, lake=lake, config=config, **facts) as child:
+            result = job.run(spark, lake, run)
+            spent = metrics.job_time(
+                job.name, wall_s=time.monotonic() - began, n_cores=spark.sparkContext.defaultParallelism
+            )
+            measured = metrics.merge(_measured(spark, lake, [run_id]), spent)
+            result = replace(result, metrics=metrics.flat(measured, config.prices) | dict(result.metrics))
+            finish(spark, lake, run, result, mlflow_run_id=child.mlflow_run_id)
+            tracking.log_metrics(child, result.metrics)
+            tracking.log_files(child, result.artifacts)
+    return Finished(run_id=run_id, result=result, time=spent)
+
+
+def _measured(spark: SparkSession, lake: Lake, run_ids: Sequence[str]) -> metrics.RunMetrics:
+    return metrics.measure({table.name: read(spark, lake, table) for table in TABLES}, run_ids)
+
+
+def _report(
+    spark: SparkSession, lake: Lake, common: Common, done: Sequence[Finished], parent: tracking.Tracked
+) -> Path:
+    """Measure the jobs together, write their report, keep both with MLflow, and make the report the latest."""
+    run_ids = [one.run_id for one in done]
+    measured = _measured(spark, lake, run_ids)
+    for one in done:
+        measured = metrics.merge(measured, one.time)
+    folder = check.reports_folder(lake, common.run_id)
+    report = write_report(spark, lake, common.config, run_ids, folder / "report.html", metrics=measured)
+    if lake.local_folder() is not None:
+        shutil.copyfile(report, folder.parent / "latest.html")
+    tracking.log_metrics(parent, metrics.flat(measured, common.config.prices))
+    tracking.log_files(parent, [report])
+    return report
+
+
+def _tasks(spark: SparkSession) -> tuple[int, int]:
+    """Finished and all tasks of the stages that are running."""
+    tracker = spark.sparkContext.statusTracker()
+    stages = [tracker.getStageInfo(stage_id) for stage_id in tracker.getActiveStageIds()]
+    found = [stage for stage in stages if stage is not None]
+    return sum(s.numCompletedTasks for s in found), sum(s.numTasks for s in found)
+
+
+def discard_run(common: Common, run_id: str) -> Outcome:
+    """Remove the rows of a rejected or failed run, so that the next plan computes them again."""
+    spark = spark_session(common.config.spark, f"lakelens discard {run_id}")
+    lake = open_lake(spark, common.config.lake, create=False)
+    removed = check.discard(spark, lake, common.config, run_id)
+    counts = ", ".join(f"{n} rows of {table}" for table, n in removed.items())
+    return Outcome(exit_code=FINISHED, message=f"discarded {counts} written by {run_id}", facts={"removed": removed})

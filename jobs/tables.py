@@ -1,0 +1,97 @@
+"""`lakelens tables`: what the lake holds and how its last runs ended. Reads the log and `runs`; changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from jobs.cli import FINISHED, Common, Outcome
+from jobs.lake import open_lake, read, snapshot
+from jobs.runs import covered_run_ids, run_rows
+from jobs.session import spark_session
+from schemas import FEATURES, TABLES
+
+if TYPE_CHECKING:
+    from rich.table import Table as Grid
+
+N_RUNS = 15
+
+
+def readable_bytes(n_bytes: float) -> str:
+    """1536 as `1.5 kB`: powers of 1024, one decimal from kB on."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if n_bytes < 1024 or unit == "TB":
+            return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1024
+    raise AssertionError("unreachable")
+
+
+def age(then: datetime | None, now: datetime) -> str:
+    """How long ago, in the largest whole unit."""
+    if then is None:
+        return ""
+    seconds = max(0, int((now - then).total_seconds()))
+    for length_s, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= length_s:
+            return f"{seconds // length_s} {unit} ago"
+    return f"{seconds} s ago"
+
+
+def grid(title: str, headings: Sequence[str], rows: Sequence[Mapping[str, Any]], numbers: Sequence[str]) -> Grid:
+    """A table for the terminal; `numbers` are the right-aligned columns."""
+    from rich.table import Table as Grid
+
+    shown = Grid(title=title, title_justify="left", box=None, pad_edge=False)
+    for heading in headings:
+        shown.add_column(heading, justify="right" if heading in numbers else "left", no_wrap=heading != "covers")
+    for row in rows:
+        shown.add_row(*(str(row[heading]) for heading in headings))
+    return shown
+
+
+def show_tables(common: Common) -> Outcome:
+    """Print the lake's tables, its featurizers and its last runs; with --json they are in the outcome instead."""
+    from pyspark.sql import functions as F
+
+    spark = spark_session(common.config.spark, "lakelens tables")
+    lake = open_lake(spark, common.config.lake, create=False)
+    now = datetime.now(UTC)
+    tables = []
+    for table in TABLES:
+        at = snapshot(spark, lake.table(table))
+        n_rows = read(spark, lake, table).count()
+        tables.append(
+            {"table": table.name, "rows": n_rows, "version": int(at.version()), "bytes": int(at.sizeInBytes())}
+        )
+    covered = F.broadcast(covered_run_ids(spark, lake).withColumn("published", F.lit(1)))
+    by_featurizer = (
+        read(spark, lake, FEATURES)
+        .select("featurizer", "fingerprint", "run_id", F.col("error").isNotNull().cast("int").alias("failed"))
+        .join(covered, on="run_id", how="left")
+        .groupBy("featurizer", "fingerprint")
+        .agg(F.count("*").alias("rows"), F.sum("failed").alias("errors"), F.count("published").alias("published"))
+        .orderBy("featurizer", "fingerprint")
+    )
+    featurizers = [row.asDict() for row in by_featurizer.collect()]
+    runs = sorted(run_rows(spark, lake), key=lambda row: row["started"], reverse=True)[:N_RUNS]
+    described = [
+        {"run": row["run_id"], "status": row["status"], "started": age(row["started"], now),
+         "heartbeat": age(row["heartbeat"], now), "covers": ", ".join(row["covers"] or [])}
+        for row in runs
+    ]  # fmt: skip
+    if not common.as_json:
+        from rich.console import Console
+
+        console = Console()
+        sized = [{**row, "bytes": readable_bytes(row["bytes"])} for row in tables]
+        console.print(grid("tables", ["table", "rows", "version", "bytes"], sized, ["rows", "version", "bytes"]), "")
+        names = ["featurizer", "fingerprint", "rows", "errors", "published"]
+        shortened = [{**row, "fingerprint": row["fingerprint"][:8]} for row in featurizers]
+        console.print(grid("featurizers", names, shortened, names[2:]), "")
+        console.print(grid("runs", ["run", "status", "started", "heartbeat", "covers"], described, []), "")
+    return Outcome(
+        exit_code=FINISHED,
+        message=f"{len(tables)} tables in {lake.uri}",
+        facts={"tables": tables, "featurizers": featurizers, "runs": described},
+    )
