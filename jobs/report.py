@@ -27,6 +27,7 @@ MAX_FRAMES_PER_VIDEO = 8
 MAX_THUMBNAIL_BYTES = 6_000_000  # of all together: base64 adds a third, and the file stays below 10 MB
 EXAMPLES_PER_CODE = 5
 SHOWN_BOXES = 12  # of one picture: more hide it
+TAGGED_WIDTH = 0.12  # of the picture; a name is about 40 pixels wide in a thumbnail of 320
 BARS = 48  # of the latency histogram
 TABLES = (FETCHES, DOCUMENTS, MEDIA, FRAMES, FEATURES, MENTIONS)
 
@@ -42,6 +43,11 @@ class Box:
     y: float
     width: float
     height: float
+
+    @property
+    def tagged(self) -> bool:
+        """True for an object large enough that its name does not hide it."""
+        return self.kind == "object" and self.width >= TAGGED_WIDTH and self.height >= TAGGED_WIDTH
 
 
 @dataclass(frozen=True, kw_only=True)

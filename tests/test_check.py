@@ -66,8 +66,8 @@ def test_rows_of_live_covered_and_other_jobs_are_not_judged() -> None:
 def test_a_failed_expectation_is_described_with_its_first_rows() -> None:
     broken = [{"media_id": name, "frame": "0"} for name in "abcd"]
     outcome = Outcome(
-        table="features", rule="vector_norm", says="a vector is finite", passed=False, observed=4.0, allowed=0.0, n_rows=9,
-        rows=broken,
+        table="features", rule="vector_norm", says="a vector is finite", passed=False, observed=4.0, allowed=0.0,
+        n_rows=9, rows=broken,
     )  # fmt: skip
     assert describe_failure(outcome) == (
         "features.vector_norm: broken by 4 rows (a vector is finite): "
@@ -127,7 +127,7 @@ def test_each_planted_fault_is_caught_by_its_own_rule_and_named(spark: Any, tmp_
     concept("features.error_code", None, error={"stage": "infer", "code": "truncated", "detail": ""})
     concept("features.error_detail", None, error={"stage": "infer", "code": "model_failed", "detail": "x" * 201})
     concept("features.vector_length", [rows.found(1279)])
-    concept("features.vector_norm", [rows.found(1280) | {"vector": [math.nan] + rows.unit(1279)}])
+    concept("features.vector_norm", [rows.found(1280) | {"vector": [math.nan, *rows.unit(1279)]}])
     concept("features.feature_not_empty", [rows.found(score=0.5)])
     concept("features.box_inside", [rows.found(1280, box=[0.6, 0.1, 0.5, 0.2], **box)])
     concept("features.score_range", [rows.found(1280, label="cat", score=1.5)])
