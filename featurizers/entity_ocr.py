@@ -1,4 +1,4 @@
-"""Text in pictures and the entities it names: RapidOCR, then the linker. Knows no captions, no tables and no other model."""
+"""Text in pictures and the entities it names: RapidOCR, then the linker. Knows no captions and no tables."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ OCR_WEIGHTS: tuple[Weights, ...] = (
 )
 
 
-# The detector enlarges the short side to 736 pixels: a strip of 1 x 500 would become 28 million pixels and take minutes.
+# The detector enlarges the short side to 736 pixels: a strip of 1 x 500 would become 28 million pixels, and minutes.
 # Thinner pictures hold no line of text; they are left out, in which alone the plain variant differs from RapidOCR.
 MIN_SIDE_PX = 12
 MAX_ASPECT = 20.0

@@ -1,4 +1,4 @@
-"""Whether a name in a text is meant as a place, a language or a currency: weighed signs. Knows no model and no catalogue file."""
+"""Whether a name in a text is meant as a place, language or currency: weighed signs. Knows no model and no file."""
 
 from __future__ import annotations
 
@@ -251,7 +251,11 @@ SIGNS: tuple[tuple[str, float, Callable[[Weighed], bool]], ...] = (
     ("a region of the first kind", 1.5, lambda w: w.entity.type == "subdivision" and w.prior > 5.5),
     ("a city of a million", 1.5, lambda w: w.entity.type == "city" and w.prior >= 6),
     ("a city of 100,000", 0.75, lambda w: w.entity.type == "city" and 5 <= w.prior < 6),
-    ("a large city in capitals", 1.75, lambda w: w.reading.case == "upper" and w.prior >= 5.6 and w.entity.type == "city"),
+    (
+        "a large city in capitals",
+        1.75,
+        lambda w: w.reading.case == "upper" and w.prior >= 5.6 and w.entity.type == "city",
+    ),
     ("several words", 0.75, lambda w: w.mention.last > w.mention.first),
     ("misspelt", -0.5, lambda w: w.mention.how == "misspelt"),
     ("another script", 2.0, lambda w: not w.key.isascii()),

@@ -14,10 +14,14 @@ from featurizers import aliases
 from featurizers.catalogue import Catalogue, Entity
 
 # Scripts written without spaces are cut into characters, others into words; Indic vowel signs are part of a word.
-_TOKEN = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\u0e00-\u0eff]"
-                    r"(?:[^\W_\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[\u0300-\u036f\u0900-\u0dff])*|[\u0e00-\u0eff]+")  # fmt: skip
-_UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
-_LETTERS = str.maketrans({"ø": "o", "ł": "l", "đ": "d", "ı": "i", "æ": "ae", "œ": "oe", "ð": "d", "þ": "th"})
+_CHARACTERS = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # kana, Han, Hangul
+_THAI_LAO = r"\u0e00-\u0eff"
+_MARKS = r"\u0300-\u036f\u0900-\u0dff"
+_TOKEN = re.compile(
+    rf"[{_CHARACTERS}]|[^\W_{_CHARACTERS}{_THAI_LAO}](?:[^\W_{_CHARACTERS}]|[{_MARKS}])*|[{_THAI_LAO}]+"
+)
+_UNSPACED = re.compile(f"[{_CHARACTERS}]")
+_LETTERS = str.maketrans({"ø": "o", "ł": "l", "đ": "d", "\u0131": "i", "æ": "ae", "œ": "oe", "ð": "d", "þ": "th"})
 _MISREAD = str.maketrans("01|58i", "ollsbl")
 MAX_NAME_TOKENS = 8
 MIN_MISSPELT_CHARACTERS = 6

@@ -1,4 +1,4 @@
-"""Links the names in a text to catalogue entities, and coordinates to the nearest city. Knows no pixels and no tables."""
+"""Links names in a text to catalogue entities, and coordinates to the nearest city. Knows no pixels and no tables."""
 
 from __future__ import annotations
 
@@ -331,9 +331,7 @@ def _best_place(
     return ranked[0], supports[ranked[0].entity]
 
 
-def _support(
-    reading: Reading, mention: Mention, entity: Entity, other: Mention, entities: Sequence[Entity]
-) -> float:
+def _support(reading: Reading, mention: Mention, entity: Entity, other: Mention, entities: Sequence[Entity]) -> float:
     left, right = (mention, other) if mention.first < other.first else (other, mention)
     between = reading.text[reading.tokens[left.last].end : reading.tokens[right.first].start].strip()
     beside = between in (",", "", "(", "in", ", in", "-", "\u2013", "|")
@@ -365,19 +363,29 @@ def load_annotator(folder: Path) -> Annotate:
     return annotate
 
 
+def prepare_vectors(weights: Mapping[str, Path], *, cache: Path | None = None) -> int:
+    """Make the vectors of the most prominent entities and keep them under `cache`; return how many there are.
+
+    Called once at setup. Without it `load_linker` works too: it makes each vector when it is first needed.
+    """
+    catalogue, encode = load_catalogue(weights), load_text_encoder(weights)
+    return len(catalogue_vectors(catalogue, encode, cache or cache_dir(), encoder_digest=_encoder(weights)))
+
+
+def _encoder(weights: Mapping[str, Path]) -> str:
+    return digest(weights["minilm"]) + digest(weights["minilm_tokenizer"])
+
+
 def load_linker(weights: Mapping[str, Path], *, encode: TextEncoder | None = None, cache: Path | None = None) -> Linker:
     """A linker from the resolved weights of LINKER_SPEC (or of a spec by `with_catalogue`).
 
-    encode: a text encoder already loaded. cache: where the entities' vectors are kept, `cache_dir()` by default.
+    encode: a text encoder already loaded. cache: where `prepare_vectors` keeps vectors, `cache_dir()` by default.
     Raises CatalogueError.
     """
     catalogue: Catalogue = load_catalogue(weights)
-    encoder = encode or load_text_encoder(weights)
-    encoder_digest = digest(weights["minilm"]) + digest(weights["minilm_tokenizer"])
-    vectors = catalogue_vectors(catalogue, encoder, cache or cache_dir(), encoder_digest=encoder_digest)
+    vectors = catalogue_vectors(catalogue, None, cache or cache_dir(), encoder_digest=_encoder(weights))
     gazetteer = Gazetteer(catalogue, read_vocabulary(weights["minilm_tokenizer"]))
-    return Linker(gazetteer, load_annotator(weights["ner"]), encoder, vectors)
-
+    return Linker(gazetteer, load_annotator(weights["ner"]), encode or load_text_encoder(weights), vectors)
 
 
 def mention_features(linker: Linker, texts: Sequence[str]) -> list[list[dict[str, Any]]]:

@@ -1,0 +1,60 @@
+"""Text in pictures is read, boxed and linked; pictures without text cost the first pass only."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image as Pillow
+from PIL import ImageDraw, ImageFont
+
+from featurizers import entity_ocr
+from featurizers.spec import Image, check_features
+from featurizers.weights import fetch
+
+PLAIN, GATED = entity_ocr.SPECS
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, Path]:
+    return {w.name: fetch(w.uri, w.sha256) for w in PLAIN.weights}
+
+
+def sign(*lines: str) -> Image:
+    picture = Pillow.new("RGB", (640, 120 * len(lines) + 40), (20, 90, 40))
+    for row, line in enumerate(lines):
+        ImageDraw.Draw(picture).text((40, 120 * row + 40), line, font=ImageFont.load_default(56), fill="white")
+    return np.asarray(picture)
+
+
+def test_a_sign_becomes_boxed_lines_and_the_entities_they_name(weights: dict[str, Path]) -> None:
+    extract = entity_ocr.load(PLAIN, weights, "cpu")
+    blank = np.full((64, 64, 3), 200, np.uint8)
+    found = extract([blank, sign("WELCOME TO", "LISBON, PORTUGAL")])
+    check_features(found, PLAIN, 2)
+    assert found.image.tolist() == [1, 1, 1, 1]
+    assert found.label == (None, None, "city:2267057", "country:PT")
+    assert found.text is not None and found.text[2:] == ("LISBON", "PORTUGAL")
+    assert found.box is not None and found.box[0, 3] < found.box[1, 1] and (found.box[2] == found.box[1]).all()
+    assert len(extract([]).image) == 0
+
+
+def test_a_line_has_the_text_and_score_that_rapidocr_gives(weights: dict[str, Path]) -> None:
+    from rapidocr import RapidOCR
+
+    picture = sign("PLATFORM 12")
+    plain = RapidOCR(params={"Global.log_level": "error"})(picture[:, :, ::-1])
+    lines = entity_ocr.load_reader(PLAIN, weights)(picture)
+    assert [line.text for line in lines] == list(plain.txts)
+    assert np.allclose([line.score for line in lines], plain.scores, atol=1e-3)
+
+
+def test_the_first_pass_lets_a_sign_through_and_stops_a_plain_surface(weights: dict[str, Path]) -> None:
+    read = entity_ocr.load_reader(GATED, weights)
+    assert [line.text for line in read(sign("HOTEL"))] == ["HOTEL"]
+    assert read(np.full((300, 400, 3), 120, np.uint8)) == []
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (1, 500, 3), (500, 1, 3), (11, 11, 3), (13, 400, 3)])
+def test_pictures_too_thin_for_a_line_have_none(weights: dict[str, Path], shape: tuple[int, int, int]) -> None:
+    read = entity_ocr.load_reader(PLAIN, weights)
+    assert read(np.zeros(shape, np.uint8)) == []
