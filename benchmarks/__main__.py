@@ -1,0 +1,33 @@
+"""`python -m benchmarks [ONLY=B1,M1]`: run the rows, print one table, write results/latest.json. Asserts nothing."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+
+from benchmarks import decode, memory
+from benchmarks.row import LATEST, Row, table, write
+
+BENCHMARKS: Mapping[str, Callable[[], list[Row]]] = {"B1": decode.rows, "M1": memory.rows}
+
+
+def main(arguments: list[str]) -> int:
+    """Run what ONLY names, as an argument or a variable of the environment, or everything; 2 for an unknown name."""
+    given = dict(argument.partition("=")[::2] for argument in arguments)
+    unknown = [name for name in given if name not in ("ONLY", "FEATURIZER")]
+    os.environ.update({name: value for name, value in given.items() if name not in unknown})
+    only = [name for name in os.environ.get("ONLY", "").split(",") if name] or list(BENCHMARKS)
+    unknown += [name for name in only if name not in BENCHMARKS]
+    if unknown:
+        print(f"unknown: {', '.join(unknown)}; allowed: ONLY={','.join(BENCHMARKS)} FEATURIZER=ID", file=sys.stderr)
+        return 2
+    rows = [row for name in only for row in BENCHMARKS[name]()]
+    write(rows)
+    print(table(rows))
+    print(f"written to {LATEST}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
