@@ -1,4 +1,4 @@
-"""Makes a machine ready: Java, Delta's JARs, the default weights, the sample media. Knows no table and starts no job."""
+"""Makes a machine ready: Java, JARs, default weights, sample media. Knows no table and starts no job."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def test_older_java_is_refused_by_its_version(version: str, major: int, tmp_path
 def test_absent_java_is_refused_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("JAVA_HOME", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(SessionError, match="^Java is not installed; install Java 17 or newer, or set JAVA_HOME"):
+    with pytest.raises(SessionError, match=r"^Java is not installed; install Java 17 or newer, or set JAVA_HOME"):
         check_java()
 
 
