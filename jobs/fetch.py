@@ -6,8 +6,7 @@ import asyncio
 import random
 import time
 from collections import defaultdict, deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -31,16 +30,17 @@ from jobs.outcomes import (
     status_code,
     status_failure,
 )
+from jobs.politeness import Host, TooLong, asked_to_wait, no_answer, turn
 from jobs.robots import ABSENT, AGENT, MAX_ROBOTS_BYTES, MAX_ROBOTS_REDIRECTS, Robots, opts_out, parse_robots
 from jobs.urls import InvalidUrl, Url, canonical_url
 from schemas.errors import RETRYABLE, ErrorCode, error
 
-HOST_FAILURES = 10  # attempts in a row that no answer came to, after which a host is left alone until RETRY_LATER
 LARGE_BYTES = 4 << 20  # a body above waits for one of N_LARGE places, which bounds the memory of a task
 N_LARGE = 2
 HELD_BYTES = 128 << 20  # of bodies that were read and not yet taken: above, nothing more is dialled
 DRAINED_BYTES = 16 << 10  # an unwanted body up to this is read, so that its connection can be used again
 N_FILE_READERS = 4  # hides the latency of an object store
+Refuse = Callable[[aiohttp.ClientResponse], Failure | None]  # why not to read a body, from status and headers
 NO_ANSWER = frozenset({ErrorCode.DNS_FAILURE, ErrorCode.CONNECTION_FAILED, ErrorCode.TIMEOUT})
 
 
@@ -62,26 +62,12 @@ class Settings:
     n_connections: int = 64  # of one call of `fetch`, over all hosts
 
 
-@dataclass
-class _Host:
-    slots: asyncio.Semaphore
-    turn: asyncio.Lock
-    delay_s: float
-    next_at: float = 0.0  # of the loop's clock
-    closed_until: datetime | None = None
-    reason: str = ""
-    n_failures: int = 0
-
-
-# -- fetching -----------------------------------------------------------------------------------------------------
-
-
 class _Crawler:
     """The state of one call of `fetch`: hosts, robots.txt rules and the memory that bodies hold."""
 
     def __init__(self, settings: Settings, session: aiohttp.ClientSession) -> None:
         self.settings, self.session = settings, session
-        self.hosts: dict[str, _Host] = {}
+        self.hosts: dict[str, Host] = {}
         self.robots: dict[str, asyncio.Task[Robots | Failure]] = {}
         self.large = asyncio.Semaphore(N_LARGE)
         self.connections = asyncio.Semaphore(settings.n_connections)
@@ -89,10 +75,10 @@ class _Crawler:
         self.room.set()
         self.held_bytes = 0
 
-    def host(self, name: str) -> _Host:
+    def host(self, name: str) -> Host:
         if name not in self.hosts:
             slots = asyncio.Semaphore(self.settings.max_connections_per_host)
-            self.hosts[name] = _Host(slots=slots, turn=asyncio.Lock(), delay_s=self.settings.delay_s)
+            self.hosts[name] = Host(slots=slots, lock=asyncio.Lock(), delay_s=self.settings.delay_s)
         return self.hosts[name]
 
     def hold(self, n_bytes: int) -> None:
@@ -102,59 +88,37 @@ class _Crawler:
         else:
             self.room.set()
 
-    async def get(
-        self, url: Url, trace: Trace, *, max_bytes: int, refuse: Callable[[aiohttp.ClientResponse], Failure | None]
-    ) -> bytes:
+    async def get(self, url: Url, trace: Trace, *, max_bytes: int, refuse: Refuse) -> bytes:
         """The body of one answer, redirects not followed; its facts go to `trace`. Raises Failure.
 
         `refuse` looks at status and headers before the body is read. One byte above `max_bytes` may come back.
         """
         host = self.host(url.host)
         await self.room.wait()
-        async with host.slots, self._turn(host) as done, self.connections:
-            seen = Dialled()
-            dialled.set(seen)
-            started = time.perf_counter()
-            try:
-                async with asyncio.timeout(self.settings.timeout_s) as deadline:
-                    response = await self.session.get(yarl.URL(url.href, encoded=True), allow_redirects=False)
-                    done()
-                    async with response:
-                        return await self._answer(response, url, trace, deadline, max_bytes, refuse)
-            except Failure:
-                raise
-            except Exception as e:
-                raise exception_failure(e, seen, self.settings.timeout_s) from e
-            finally:
-                trace.ms += (time.perf_counter() - started) * 1e3
-
-    @asynccontextmanager
-    async def _turn(self, host: _Host) -> AsyncIterator[Callable[[], None]]:
-        """Wait until the host may be asked again, alone where it has a delay; the function given ends the turn.
-
-        The delay is counted from the answer, not from the question: a host that is slow to answer is asked less often.
-        """
-        await host.turn.acquire()
-        has_turn = True
-
-        def done() -> None:
-            nonlocal has_turn
-            if has_turn:
-                has_turn = False
-                host.next_at = max(host.next_at, asyncio.get_running_loop().time() + host.delay_s)
-                host.turn.release()
-
         try:
-            wait_s = host.next_at - asyncio.get_running_loop().time()
-            if wait_s > self.settings.max_wait_s:
-                raise Failure(ErrorCode.DEFERRED, f"the host asks to wait {wait_s:.0f} s", wait_s)
-            if wait_s > 0:
-                await asyncio.sleep(wait_s)
-            if host.delay_s == 0:
+            async with host.slots, turn(host, max_wait_s=self.settings.max_wait_s) as done, self.connections:
+                return await self._exchange(url, trace, done, max_bytes, refuse)
+        except TooLong as e:
+            raise Failure(ErrorCode.DEFERRED, str(e), e.wait_s) from e
+
+    async def _exchange(
+        self, url: Url, trace: Trace, done: Callable[[], None], max_bytes: int, refuse: Refuse
+    ) -> bytes:
+        seen = Dialled()
+        dialled.set(seen)
+        started = time.perf_counter()
+        try:
+            async with asyncio.timeout(self.settings.timeout_s) as deadline:
+                response = await self.session.get(yarl.URL(url.href, encoded=True), allow_redirects=False)
                 done()
-            yield done
+                async with response:
+                    return await self._answer(response, url, trace, deadline, max_bytes, refuse)
+        except Failure:
+            raise
+        except Exception as e:
+            raise exception_failure(e, seen, self.settings.timeout_s) from e
         finally:
-            done()
+            trace.ms += (time.perf_counter() - started) * 1e3
 
     async def _answer(
         self,
@@ -163,7 +127,7 @@ class _Crawler:
         trace: Trace,
         deadline: asyncio.Timeout,
         max_bytes: int,
-        refuse: Callable[[aiohttp.ClientResponse], Failure | None],
+        refuse: Refuse,
     ) -> bytes:
         trace.final_url, trace.http_status = url.href, response.status
         trace.headers = {name.lower(): ", ".join(response.headers.getall(name)) for name in response.headers}
@@ -319,21 +283,15 @@ class _Crawler:
         return finished(request, attempts, last, told=host.closed_until or told)
 
     def _note(self, failure: Failure, request: Request, trace: Trace, n_tried: int) -> None:
-        """What a failed attempt says about the host: slow down, or leave it alone for the rest of this call."""
+        """Tell the host that failed, which a redirect may have changed, what happened."""
         host = self.host(canonical_url(trace.final_url or request.url).host)
         if trace.http_status is not None:
             host.n_failures = 0
         elif failure.code in NO_ANSWER and trace.robots != "unreachable":
-            host.n_failures += 1
-            if host.n_failures >= HOST_FAILURES:
-                host.closed_until = datetime.now(UTC) + RETRY_LATER
-                host.reason = f"{host.n_failures} attempts in a row got no answer"
+            no_answer(host, RETRY_LATER)
         if trace.http_status in (429, 503):
             wait_s = failure.wait_s if failure.wait_s is not None else self.backoff_s(n_tried)
-            host.next_at = max(host.next_at, asyncio.get_running_loop().time() + wait_s)
-            if wait_s > self.settings.max_wait_s:
-                host.closed_until = datetime.now(UTC) + timedelta(seconds=wait_s)
-                host.reason = f"it asked to wait {wait_s:.0f} s"
+            asked_to_wait(host, wait_s, max_wait_s=self.settings.max_wait_s)
 
 
 async def fetch_all(requests: Iterable[Request], settings: Settings) -> AsyncGenerator[Outcome]:
@@ -359,6 +317,8 @@ async def fetch_all(requests: Iterable[Request], settings: Settings) -> AsyncGen
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=settings.connect_timeout_s),
         headers={"User-Agent": agent, "Accept": "image/*, video/*", "Accept-Encoding": "identity"},
     ) as session:
+        # aiohttp would ask again by itself after a lost connection: unseen in the attempts, and without the delay.
+        session._retry_connection = False
         crawler = _Crawler(settings, session)
 
         async def work(queue: deque[Request]) -> None:

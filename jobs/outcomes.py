@@ -18,6 +18,7 @@ from schemas.errors import RETRYABLE, Error, ErrorCode, error
 
 RECRAWL = timedelta(days=30)  # after a success over HTTP; a file is read again when it changes
 RETRY_LATER = timedelta(hours=1)  # after a retryable error that the attempts of a run did not get over
+MAX_RETRY_AFTER_S = 30 * 86400.0  # of what a host may ask for; more is taken as this
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 TEXT_TYPES = ("text/", "application/xml", "application/json")
 _KEPT_HEADERS = ("etag", "last_modified", "x_robots_tag", "retry_after")
@@ -111,13 +112,14 @@ def judge_content(content: bytes) -> tuple[MediaFacts, Error | None]:
 
 
 def retry_after_s(value: str | None, now: datetime) -> float | None:
-    """Seconds of a Retry-After header, a number or an HTTP date (RFC 9110 section 10.2.3); None where it is neither."""
+    """Seconds of a Retry-After header, a number or an HTTP date (RFC 9110, 10.2.3); None where it is neither."""
     if value is None:
         return None
     try:
-        return max(0.0, float(value)) if value.strip().isdigit() else (_http_date(value) - now).total_seconds()
+        wait_s = float(value) if value.strip().isdigit() else (_http_date(value) - now).total_seconds()
     except (ValueError, OverflowError):
         return None
+    return min(max(0.0, wait_s), MAX_RETRY_AFTER_S)
 
 
 def _http_date(value: str) -> datetime:

@@ -11,11 +11,12 @@ from protego import Protego
 AGENT = "lakelens"
 MAX_ROBOTS_BYTES = 500 * 1024  # RFC 9309 section 2.5: parse at least 500 KiB
 MAX_ROBOTS_REDIRECTS = 5  # RFC 9309 section 2.3.1.2
+MAX_CRAWL_DELAY_S = 86400.0
 
 OPT_OUTS = frozenset({"noai", "noimageai"})
 # Directives of X-Robots-Tag that have a value, so that their colon does not end the name of an agent.
 _VALUED = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
-_AGENT_PREFIX = re.compile(r"\s*([\w.-]+)\s*:(.*)", re.DOTALL)
+_AGENT_PREFIX = re.compile(r"\s*([\w.*-]+)\s*:(.*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ ABSENT = Robots(rules=None, crawl_delay_s=0.0)
 def parse_robots(body: bytes) -> Robots:
     """The rules in a robots.txt (RFC 9309, with `*`, `$` and Crawl-delay), of which 500 KiB are read."""
     rules = Protego.parse(body[:MAX_ROBOTS_BYTES].decode("utf-8-sig", "replace"))
-    return Robots(rules=rules, crawl_delay_s=max(0.0, rules.crawl_delay(AGENT) or 0.0))
+    return Robots(rules=rules, crawl_delay_s=min(max(0.0, rules.crawl_delay(AGENT) or 0.0), MAX_CRAWL_DELAY_S))
 
 
 def opts_out(x_robots_tags: Iterable[str], tdm_reservation: str | None) -> str | None:
