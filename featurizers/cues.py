@@ -12,54 +12,54 @@ def _words(text: str) -> frozenset[str]:
 WEAK_NAMES = _words("""
 acre ada adam adams adrian airport alba alexandra alice alliance alma along alta alvin ama ames ami amos anand angus
 ann anna annex anthem antique antony apex archangel archway ariel arnold asha asia ava avon ba babu badger bala
-baldwin balfour bam banda bane bar barking barnes barrie barry bartlett basic batman bay bear bell bella bend bender
-bene benton best beverley beverly billings bishop blaine bled bo bone bono boo boom boone bose boss bow bowie bra brad
-bradley brandon brant bray brent brick brody bryan bryant buckley buffalo burke burton bury bush butte butterfly buy
-caldwell caller canning carey carmel carmen caroline carson cary cascade casper castro centennial central centre
-centro cerro cesar chandler cheng chester chico chin chinatown christian cicero city clare clay clifton clinton clive
-coast cocoa como compton conception concord concordia conde confederation constantine converse conway cornelius corona
-cross crystal cutler cypress dade dalai dale dali daphne dar darwin date david davis dc deal decatur defiance delta
-devi dickinson dixon dolores dome donna douglas dover draper drug dual dudley duncan duran durga dyer eagle east
-eastern easton eastwood eden edison edmond elgin elizabeth ely enterprise este eugene eureka evans everett evergreen
-ewing fargo fate federal feng ferguson fletcher flint flora florence flores forest fort fountain francis franklin
-frederick fuji gao gap gardner garfield garland garner gary gay genes george gil gilbert gladstone gold golden google
-graham grande green greenfield greenwood greer griffin griffith grins groves guerrero gulf gutierrez hail hale hall
-hamas hamilton hammond hampton hang hanna hannibal harlow harper harris harrison harrow hartley harvey hassan hastings
-hawthorn hawthorne hayden hayes hays helena hem henderson henrietta hercules herrera hickory highland hillside ho
-hobbs holden holiday hollis holly homestead homo honda hook hoover hope hopkins horn howard hub hull humble hurricane
-hutchinson hyde imperial ina inca independence iona irving isa isabel ivanov jackson jam jasper jenks jordan judah
-julia juliet jupiter kade kai kali kamal kara karin katy kazakh keller kendall kennedy kerry keystone kim kira
-kobayashi kong kota krishna kyle la lac lacey lafayette lagos laguna lakes lakeside lara larkin latham lau laurel
-lawrence lawson layton lee leland lend lennox lens leon leslie lester levi levin lewis liang liberal liberty lids lila
-lime lincoln linda linden lindsay lion livingston livingstone logan logos lola lombard lone lopez lot louis lowell
-lucas luck luz lyman lynn macarthur mage magdalena magna mai maia male man manage manga mango manly manning mansfield
-mara march marche marco mari mariana mariano marina marino marion maritime markham marks marlborough marshall martin
-martinez mary mascot mason massey matthews mayo mclean mead media melville mendes mendoza mentor mercedes mercury
-meridian merton mesa meta metro mets midland midlands midway milton minas mine mira miranda mission mitchell mobile
-mojo mon monroe mons montagu montague monte moore mora morales moreno morgan mori morley morton moss most motown much
-murphy murray mustang naga nagar nakamura name nan nancy natal navarro nelson newton nice nico nigel nikki nokia nord
-normal norman norte north northern norton norwood obama ode of officer okay olive oliveira olympia olympic ono
-opportunity oral orange orchard orchards orion overland pa pace page pali palm palmer palo panda para paradise
-paramount paris parker parks parole paterson patterson patti pau paul peabody pearl peer pen pereira perry pets
-phoenix pickering pinto plantation plaque plateau plato plum plunge police ponce pontiac pool poole pop portage posse
-prescott preston princeton pristine providence pueblo queens quincy ra radcliffe rae rama ramon ramos ramsey randolph
-rashid reading rees regina republic reservoir rest retreat rich richardson ripley rivera rivers riverside robertson
-rodriguez rogers roma roman ron roosevelt rosario rose rosenberg roses roth rouge rouse roy rugby ruse russell
-rutherford rye saga sainte sake sal salazar sale salt samba same san sandy sanford santana santos sava savage savannah
-say se sebastian sedan selma semi seminole serena serra seymour shaw shan shang shaping shelby shelton sheridan
-sherman sherwood shirley shoreline simi silver sim sofie soho solo somali soo sophia soul sour sousa south southern
-southland sparks sparta split spoken spring springs stafford stains stalin stanley stanton star stella sterling stoke
-stuart sud sue sul summit sumo sun sunrise sunset superior sur surprise sutton swords taft tak takahashi tame tango
-tank tape tara tata taylor temple tequila teresa terminus terrace thai thomas thomson thorn thorne thornton time ting
-tire tome torn torres tour tours tracy trent trident trier trinidad troy tuba tucker tunes turbo turk turkey turn
-tyler tyre un una union unity universidad university upland uptown valle van vaughan vera vernon vic victor victoria
-vincent vine vineyard virginia vista vladimir volta vulcan wa wai wakefield walker wallis walnut ware warren wayne
-wedding weir west western weston wharton wheeling whitman whitney wil willoughby wilson wilton winston winthrop
-woodland woodlands worms wright wylie yao ye young yuki zachary zeta zion china jersey bath sandwich chad georgia
-india deal essen beer bois cam chelsea colon crewe crow don ems falls fern fray guinea hand haven heath hood java lake
-land lang loop mali march mount oman oxford-street panama park peru-nut pine port peach peck pepper point prospect
-rock rome-apple rolla rush sands shell ship stone street tan tea tor vale van view villa ville wells wolf wood
-""") - _words("lagos phoenix milan mali oman roma mendoza trier rosario")
+baldwin balfour bam banda bane bar barking barnes barrie barry bartlett basic bath batman bay bear beer bell bella
+bend bender bene benton best beverley beverly billings bishop blaine bled bo bois bone bono boo boom boone bose boss
+bow bowie bra brad bradley brandon brant bray brent brick brody bryan bryant buckley buffalo burke burton bury bush
+butte butterfly buy caldwell caller cam canning carey carmel carmen caroline carson cary cascade casper castro
+centennial central centre centro cerro cesar chad chandler chelsea cheng chester chico chin chinatown christian cicero
+city clare clay clifton clinton clive coast cocoa colon como compton conception concord concordia conde confederation
+constantine converse conway cornelius corona crewe cross crow crystal cutler cypress dade dalai dale dali daphne dar
+darwin date david davis dc deal decatur defiance delta devi dickinson dixon dolores dome don donna douglas dover
+draper drug dual dudley duncan duran durga dyer eagle east eastern easton eastwood eden edison edmond elgin elizabeth
+ely ems enterprise essen este eugene eureka evans everett evergreen ewing falls fargo fate federal feng ferguson fern
+fletcher flint flora florence flores forest fort fountain francis franklin fray frederick fuji gao gap gardner
+garfield garland garner gary gay genes george gil gilbert gladstone gold golden google graham grande green greenfield
+greenwood greer griffin griffith grins groves guerrero guinea gulf gutierrez hail hale hall hamas hamilton hammond
+hampton hand hang hanna hannibal harlow harper harris harrison harrow hartley harvey hassan hastings haven hawthorn
+hawthorne hayden hayes hays heath helena hem henderson henrietta hercules herrera hickory highland hillside ho hobbs
+holden holiday hollis holly homestead homo honda hood hook hoover hope hopkins horn howard hub hull humble hurricane
+hutchinson hyde imperial ina inca independence iona irving isa isabel ivanov jackson jam jasper java jenks jersey
+jordan judah julia juliet jupiter kade kai kali kamal kara karin katy kazakh keller kendall kennedy kerry keystone kim
+kira kobayashi kong kota krishna kyle la lac lacey lafayette lagos laguna lake lakes lakeside land lang lara larkin
+latham lau laurel lawrence lawson layton lee leland lend lennox lens leon leslie lester levi levin lewis liang liberal
+liberty lids lila lime lincoln linda linden lindsay lion livingston livingstone logan logos lola lombard lone loop
+lopez lot louis lowell lucas luck luz lyman lynn macarthur magdalena mage magna mai maia male man manage manga mango
+manly manning mansfield mara march marche marco mari mariana mariano marina marino marion maritime markham marks
+marlborough marshall martin martinez mary mascot mason massey matthews mayo mclean mead media melville mendes mendoza
+mentor mercedes mercury meridian merton mesa meta metro mets midland midlands midway milton minas mine mira miranda
+mission mitchell mobile mojo mon monroe mons montagu montague monte moore mora morales moreno morgan mori morley
+morton moss most motown mount much murphy murray mustang naga nagar nakamura name nan nancy natal navarro nelson
+newton nice nico nigel nikki nokia nord normal norman norte north northern norton norwood obama ode of officer okay
+olive oliveira olympia olympic ono opportunity oral orange orchard orchards orion overland pa pace page pali palm
+palmer palo panda para paradise paramount park parker parks parole paterson patterson patti pau paul peabody peach
+pearl peck peer pen pepper pereira perry pets phoenix pickering pine pinto plantation plaque plateau plato plum plunge
+point police ponce pontiac pool poole pop port portage posse prescott preston princeton pristine prospect providence
+pueblo queens quincy ra radcliffe rae rama ramon ramos ramsey randolph rashid reading rees regina republic reservoir
+rest retreat rich richardson ripley rivera rivers riverside robertson rock rodriguez rogers rolla roma roman ron
+roosevelt rosario rose rosenberg roses roth rouge rouse roy rugby ruse rush russell rutherford rye saga sainte sake
+sal salazar sale salt samba same san sands sandwich sandy sanford santana santos sava savage savannah say se sebastian
+sedan selma semi seminole serena serra seymour shan shang shaping shaw shelby shell shelton sheridan sherman sherwood
+ship shirley shoreline silver sim simi sofie soho solo somali soo sophia soul sour sousa south southern southland
+sparks sparta split spoken spring springs stafford stains stalin stanley stanton star stella sterling stoke stone
+street stuart sud sue sul summit sumo sun sunrise sunset superior sur surprise sutton swords taft tak takahashi tame
+tan tango tank tape tara tata taylor tea temple tequila teresa terminus terrace thai thomas thomson thorn thorne
+thornton time ting tire tome tor torn torres tour tours tracy trent trident trier trinidad troy tuba tucker tunes
+turbo turk turkey turn tyler tyre un una union unity universidad university upland uptown vale valle van vaughan vera
+vernon vic victor victoria view villa ville vincent vine vineyard virginia vista vladimir volta vulcan wa wai
+wakefield walker wallis walnut ware warren wayne wedding weir wells west western weston wharton wheeling whitman
+whitney wil willoughby wilson wilton winston winthrop wolf wood woodland woodlands worms wright wylie yao ye young
+yuki zachary zeta zion
+""") - _words("lagos phoenix mendoza trier rosario")
 
 # Place names that are given names: before a verb they are a person.
 GIVEN_NAMES = _words("""
@@ -115,7 +115,7 @@ interpretation method
 # The same, where the head is not capitalised.
 LOWER_HEADS = _words("""
 river county nut nuts bridge creek lake dressing mustard sprout sprouts hat hats pig pigs fowl bulldog terrier roll
-steak pie strait gulf sandwich burger fries toast cheesecake ham tea
+steak pie bean beans strait gulf sandwich burger fries toast cheesecake ham tea
 """)
 # "University of Oxford", "Gulf of Mexico": the place is part of the name.
 OF_HEADS = _words("""

@@ -226,7 +226,13 @@ def _in_place_phrase(w: Weighed) -> bool:
 
 
 def _weak(w: Weighed) -> bool:
-    return w.key in cues.WEAK_NAMES and not (w.key in ("paris", "lagos") and w.prior > 5)
+    return w.key in cues.WEAK_NAMES
+
+
+def _well_known(w: Weighed) -> bool:
+    """Whether the model's reading of the name as a person's is not to be believed."""
+    large = w.entity.type == "country" or (w.entity.type == "city" and w.prior >= 6)
+    return large and w.key not in cues.GIVEN_NAMES | cues.WEAK_NAMES
 
 
 def _telling_capital(w: Weighed) -> bool:
@@ -238,23 +244,28 @@ def _all_of_text(w: Weighed) -> bool:
     return w.mention.first == 0 and w.mention.last == len(w.reading.tokens) - 1
 
 
+def _read_as_person(w: Weighed) -> bool:
+    return w.mention.how == "exact" and not _well_known(w) and _labelled(w, frozenset({"PERSON"}))
+
+
 SIGNS: tuple[tuple[str, float, Callable[[Weighed], bool]], ...] = (
     ("the model reads a place", 1.5, lambda w: _labelled(w, PLACE_LABELS)),
-    ("the model reads a person", -1.5, lambda w: w.mention.how == "exact" and _labelled(w, frozenset({"PERSON"}))),
+    ("the model reads a person", -1.5, _read_as_person),
     ("the model reads another name", -0.5, lambda w: _labelled(w, NAME_LABELS - {"PERSON"})),
     ("a preposition of place", 1.5, _in_place_phrase),
     ("a capital inside a sentence", 1.0, _telling_capital),
     ("nothing but the name", 1.0, _all_of_text),
-    ("a word or a personal name", -3.0, _weak),
-    ("no capital", -2.0, lambda w: w.reading.tokens[w.mention.first].text[0].islower()),
+    ("a word or a personal name", -3.0, lambda w: _weak(w) and w.entity.type != "country"),
+    ("a word or a personal name, of a country", -1.5, lambda w: _weak(w) and w.entity.type == "country"),
+    ("no capital", -1.0, lambda w: w.reading.tokens[w.mention.first].text[0].islower()),
     ("a country", 2.5, lambda w: w.entity.type == "country"),
-    ("a region of the first kind", 1.5, lambda w: w.entity.type == "subdivision" and w.prior > 5.5),
-    ("a city of a million", 1.5, lambda w: w.entity.type == "city" and w.prior >= 6),
+    ("a region of the first kind", 2.5, lambda w: w.entity.type == "subdivision" and w.prior > 5.5),
+    ("a city of a million", 2.5, lambda w: w.entity.type == "city" and w.prior >= 6),
     ("a city of 100,000", 0.75, lambda w: w.entity.type == "city" and 5 <= w.prior < 6),
     (
         "a large city in capitals",
         1.75,
-        lambda w: w.reading.case == "upper" and w.prior >= 5.6 and w.entity.type == "city",
+        lambda w: w.reading.case == "upper" and 5.6 <= w.prior < 6 and w.entity.type == "city",
     ),
     ("several words", 0.75, lambda w: w.mention.last > w.mention.first),
     ("misspelt", -0.5, lambda w: w.mention.how == "misspelt"),
