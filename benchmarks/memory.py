@@ -18,7 +18,7 @@ from featurizers.spec import Features, FeaturizerSpec, Image
 N_EARLY, N_LATE = 2_000, 10_000
 REACH = round(1 / 1.05, 4)
 WINDOW = 400  # images before each mark over which the resident size is averaged
-N_DISTINCT = 96  # pictures of different sizes that the images are drawn from
+N_DISTINCT = 32  # pictures of different sizes that the images are drawn from
 
 
 def rows() -> list[Row]:
