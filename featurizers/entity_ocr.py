@@ -167,9 +167,8 @@ def load_reader(spec: FeaturizerSpec, weights: Mapping[str, Path]) -> ReadLines:
         for corners, text, score in zip(found.boxes, found.txts, found.scores, strict=True):
             if score < min_score or len(text.strip()) < min_characters:
                 continue
-            low = np.clip(corners.min(axis=0) / size, 0, 1)
-            high = np.clip(corners.max(axis=0) / size, 0, 1)
-            lines.append(Line(text, min(float(score), 1.0), (*map(float, low), *map(float, high))))
+            (x0, y0), (x1, y1) = (np.clip(edge / size, 0, 1).tolist() for edge in (corners.min(0), corners.max(0)))
+            lines.append(Line(text, min(float(score), 1.0), (x0, y0, x1, y1)))
         return lines
 
     return read

@@ -95,7 +95,8 @@ class Linker:
     def vector(self, row: int) -> NDArray[np.float32]:
         """(384,) unit vector of an entity, by its row in the catalogue."""
         if row < len(self.vectors):
-            return self.vectors[row]
+            made: NDArray[np.float32] = self.vectors[row]
+            return made
         if row not in self._more_vectors:
             self._more_vectors[row] = self.encode([self.gazetteer.entities[row].text])[0]
         return self._more_vectors[row]
