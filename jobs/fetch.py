@@ -26,6 +26,7 @@ from jobs.outcomes import (
     finished,
     judge_content,
     lost,
+    plain,
     read_file,
     status_code,
     status_failure,
@@ -130,7 +131,7 @@ class _Crawler:
         refuse: Refuse,
     ) -> bytes:
         trace.final_url, trace.http_status = url.href, response.status
-        trace.headers = {name.lower(): ", ".join(response.headers.getall(name)) for name in response.headers}
+        trace.headers = {name.lower(): plain(", ".join(response.headers.getall(name))) for name in response.headers}
         refused = refuse(response)
         if refused is None and response.status not in REDIRECTS:
             return await self._read(response, trace, deadline, max_bytes)

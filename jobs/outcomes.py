@@ -70,7 +70,7 @@ class Failure(Exception):
 
     def __init__(self, code: ErrorCode, detail: str, wait_s: float | None = None) -> None:
         super().__init__(detail)
-        self.code, self.detail, self.wait_s = code, detail, wait_s
+        self.code, self.detail, self.wait_s = code, plain(detail), wait_s
 
 
 @dataclass
@@ -97,6 +97,11 @@ class Trace:
             error=failed,
             **{name: self.headers.get(name.replace("_", "-")) for name in _KEPT_HEADERS},
         )
+
+
+def plain(text: str) -> str:
+    """Text that can be stored: what a server sends need not be UTF-8, and aiohttp keeps such bytes as surrogates."""
+    return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
 
 
 def judge_content(content: bytes) -> tuple[MediaFacts, Error | None]:
@@ -223,5 +228,5 @@ def read_file(request: Request, *, max_bytes: int) -> Outcome:
 
 
 def lost(request: Request, problem: Exception) -> Outcome:
-    failed = error(ErrorCode.CONNECTION_FAILED, f"internal: {type(problem).__name__}: {problem}")
+    failed = error(ErrorCode.CONNECTION_FAILED, plain(f"internal: {type(problem).__name__}: {problem}"))
     return finished(request, [Attempt(started_at=datetime.now(UTC), error=failed)], failed)

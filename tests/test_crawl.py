@@ -18,8 +18,6 @@ from jobs.sources import SourceError
 from schemas import DOCUMENTS, FETCHES, MEDIA
 from tests.crawl_site import Site, answer, jpeg, serving
 
-pytestmark = pytest.mark.spark
-
 ROBOTS = answer(body=b"User-agent: *\nDisallow: /private/\n")
 PAGES = {
     "/robots.txt": ROBOTS,
@@ -70,6 +68,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
+@pytest.mark.spark
 def test_a_crawl_writes_a_row_for_every_document_and_a_second_one_adds_nothing(
     spark: Any, tmp_path: Path, folder: Path
 ) -> None:
@@ -125,6 +124,7 @@ def test_a_crawl_writes_a_row_for_every_document_and_a_second_one_adds_nothing(
         assert found["a.jpg"]["caption"] == "a better caption" and found["a.jpg"]["media_id"] is not None
 
 
+@pytest.mark.spark
 def test_a_wave_that_was_staged_and_partly_committed_is_finished_by_the_next_attempt(
     spark: Any, tmp_path: Path, folder: Path
 ) -> None:

@@ -157,6 +157,20 @@ def test_an_attempt_keeps_what_the_answer_said() -> None:
     assert outcome.next_fetch_at is not None and outcome.next_fetch_at > datetime.now(UTC) + timedelta(days=29)
 
 
+def test_bytes_that_are_no_text_in_headers_can_be_stored() -> None:
+    body = jpeg()
+    head = b'HTTP/1.1 200 \xff\r\nETag: "\xff"\r\nContent-Length: ' + str(len(body)).encode() + b"\r\n\r\n"
+    attempts = [
+        *one({"/a": head + body}).attempts,
+        *one({"/a": b"HTTP/1.1 404 \xff\r\nContent-Length: 0\r\n\r\n"}).attempts,
+    ]
+    assert [attempt.http_status for attempt in attempts] == [200, 404]
+    assert "\ufffd" in (attempts[0].etag or "")
+    str(attempts).encode()
+    for attempt in attempts:
+        (attempt.error["detail"] if attempt.error else "").encode()
+
+
 def test_what_robots_txt_forbids_is_never_asked_for_and_it_is_asked_for_once() -> None:
     rules = b"User-agent: lakelens\nDisallow: /no*.jpg$\nAllow: /\n\nUser-agent: *\nDisallow: /\n"
     pages: dict[str, Answer] = {"/robots.txt": answer(body=rules), "/r": answer("302 Found", Location="/no.jpg")}

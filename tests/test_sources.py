@@ -37,7 +37,6 @@ def as_jsonl(path: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n\n" for row in ROWS))
 
 
-
 @pytest.mark.parametrize(
     ("name", "write"),
     [
@@ -107,7 +106,10 @@ def test_a_folder_gives_every_file_below_it_by_its_uri_and_its_version_follows_i
         with open_file(sighting.root, sighting.url) as file:
             assert file.read() == name.encode()
     (tmp_path / "top" / "deep" / "a.txt").write_bytes(b"longer than it was")
-    assert [a.version == b.version for a, b in zip(found, seen(tmp_path / "top", "folder"), strict=True)] == [True, False]
+    assert [a.version == b.version for a, b in zip(found, seen(tmp_path / "top", "folder"), strict=True)] == [
+        True,
+        False,
+    ]
 
 
 def test_a_folder_of_any_fsspec_file_system_is_read() -> None:
