@@ -20,7 +20,7 @@ GOLDEN = Path(__file__).parent / "data" / "golden_vectors"
 SAMPLE = yaml.safe_load((Path(__file__).parent.parent / "conf" / "sample.yaml").read_text(encoding="utf-8"))
 MAX_PIXELS = 10_000_000
 # The lossless photograph that a kind's golden vectors are of; its stored pixels are the same wherever it is decoded.
-GOLDEN_PICTURE = {"concept": "chelsea", "object": "chelsea", "entity": "page"}
+GOLDEN_PICTURE = {"concept": "chelsea", "object": "motorcycle", "entity": "page"}
 # Golden are the features that do not come and go with a grey level of noise: vectors of at least this score.
 GOLDEN_MIN_SCORE = {"concept": 0.0, "object": 0.3, "entity": 0.95}
 
