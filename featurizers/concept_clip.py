@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from featurizers.onnx_graph import threads
 from featurizers.spec import Extract, Features, FeaturizerSpec, Image, Weights, no_features
 from featurizers.weights import WeightsError, fetch
 
@@ -146,6 +147,8 @@ def _load_model(folder: Path, device: str) -> Any:
     import torch
     from transformers import AutoModel
 
+    if device == "cpu":
+        torch.set_num_threads(threads())
     model, report = AutoModel.from_pretrained(
         folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
     )
