@@ -29,7 +29,7 @@ check: $(VENV)/installed ## lint, formatting and types
 	$(PYTHON) -m mypy jobs featurizers schemas
 
 bench: setup ## measure against the peers; ONLY=B1,B3 for some
-	$(PYTHON) -m benchmarks $(if $(ONLY),--only $(ONLY))
+	$(PYTHON) -m benchmarks $(if $(ONLY),ONLY=$(ONLY))
 
 zip: ## pack the code for a cluster (--py-files), as build/lakelens.zip
 	@mkdir -p build && find jobs featurizers schemas conf -name __pycache__ -exec rm -rf {} +

@@ -44,6 +44,9 @@ EVERYWHERE = {
     "spark.executorEnv.TOKENIZERS_PARALLELISM": "false",
 }
 
+# On a laptop the work is in Python: a JVM that compiles lightly and collects with one thread leaves it the cores.
+LOCAL_JAVA_OPTIONS = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"]
+
 
 class SessionError(RuntimeError):
     """Spark cannot be started; the message says what is missing and what to do."""
@@ -108,10 +111,12 @@ def settings(config: Spark) -> dict[str, str]:
     chosen["spark.master"] = config.master
     chosen["spark.driver.memory"] = config.driver_memory
     chosen["spark.jars"] = ",".join(str(path) for path in jars())
+    cores = local_cores(config.master)
+    options = [] if cores is None else LOCAL_JAVA_OPTIONS
     logging = Path(__file__).with_name("log4j2.properties")
     if logging.is_file():  # not where the code is inside a zip
-        chosen["spark.driver.extraJavaOptions"] = f"-Dlog4j2.configurationFile={logging.as_uri()}"
-    cores = local_cores(config.master)
+        options = [*options, f"-Dlog4j2.configurationFile={logging.as_uri()}"]
+    chosen["spark.driver.extraJavaOptions"] = " ".join(options)
     if cores is not None:
         # The defaults are for clusters: 200 shuffle partitions, 50 tasks to read the state of a Delta table.
         chosen["spark.sql.shuffle.partitions"] = str(max(2, cores))
