@@ -61,6 +61,9 @@ CATALOGUE_WEIGHTS: tuple[Weights, ...] = tuple(
 )
 
 
+USER_CATALOGUE = "catalogue"  # the name of a user's catalogue among the weights of a spec
+
+
 class CatalogueError(ValueError):
     """A catalogue file that cannot be used; the message names the file, the row or column, and what is allowed."""
 
@@ -118,7 +121,11 @@ def with_catalogue(spec: FeaturizerSpec, path: Path) -> FeaturizerSpec:
     """The spec with a user's catalogue file in place of the built-in catalogue's resources."""
     built_in = {w.name for w in CATALOGUE_WEIGHTS}
     own = Weights(
-        name="catalogue", uri=path.resolve().as_uri(), sha256=None, licence="the user's", source="the user's catalogue"
+        name=USER_CATALOGUE,
+        uri=path.resolve().as_uri(),
+        sha256=None,
+        licence="the user's",
+        source="the user's catalogue",
     )
     return replace(spec, weights=(*(w for w in spec.weights if w.name not in built_in), own))
 
@@ -128,8 +135,8 @@ def load_catalogue(weights: Mapping[str, Path]) -> Catalogue:
 
     Raises CatalogueError.
     """
-    if "catalogue" in weights:
-        return read_catalogue(weights["catalogue"])
+    if USER_CATALOGUE in weights:
+        return read_catalogue(weights[USER_CATALOGUE])
     return build_catalogue(weights)
 
 

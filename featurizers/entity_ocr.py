@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurizers.linking import LINKER_SETTINGS, LINKER_SPEC, load_linker
-from featurizers.minilm import MINILM_DIM, load_text_encoder
+from featurizers.minilm import MINILM_DIM
 from featurizers.spec import Extract, Features, FeaturizerSpec, Image, Weights, no_features
 
 _SOURCE = "RapidAI/RapidOCR 3.10; PP-OCRv6 small, PaddlePaddle/PaddleOCR"
@@ -102,8 +102,8 @@ def load(spec: FeaturizerSpec, weights: Mapping[str, Path], device: str) -> Extr
     Runs on the CPU with one thread whatever the device: the models are small and most pictures hold no text.
     """
     read = load_reader(spec, weights)
-    encode = load_text_encoder(weights)
-    linker = load_linker(weights, encode=encode)
+    linker = load_linker(weights)
+    encode = linker.encode
 
     def extract(images: Sequence[Image]) -> Features:
         rows: list[tuple[int, NDArray[np.float32], str | None, float, tuple[float, ...], str]] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from featurizers import cues, evidence
 from featurizers.catalogue import (
     CATALOGUE_WEIGHTS,
+    USER_CATALOGUE,
     Catalogue,
     Entity,
     TextEncoder,
@@ -364,29 +365,39 @@ def load_annotator(folder: Path) -> Annotate:
     return annotate
 
 
-def prepare_vectors(weights: Mapping[str, Path], *, cache: Path | None = None) -> int:
-    """Make the vectors of the most prominent entities and keep them under `cache`; return how many there are.
+def prepare_vectors(weights: Mapping[str, Path]) -> int:
+    """Make the vectors of the most prominent entities and keep them under `cache_dir()`; return how many there are.
 
     Called once at setup. Without it `load_linker` works too: it makes each vector when it is first needed.
     """
-    catalogue, encode = load_catalogue(weights), load_text_encoder(weights)
-    return len(catalogue_vectors(catalogue, encode, cache or cache_dir(), encoder_digest=_encoder(weights)))
+    catalogue = load_catalogue(weights)
+
+    def encode(texts: Sequence[str]) -> NDArray[np.float32]:
+        return load_text_encoder(weights)(texts)  # loaded only where there is something to make
+
+    return len(catalogue_vectors(catalogue, encode, cache_dir(), encoder_digest=_encoder(weights)))
 
 
 def _encoder(weights: Mapping[str, Path]) -> str:
     return digest(weights["minilm"]) + digest(weights["minilm_tokenizer"])
 
 
-def load_linker(weights: Mapping[str, Path], *, encode: TextEncoder | None = None, cache: Path | None = None) -> Linker:
-    """A linker from the resolved weights of LINKER_SPEC (or of a spec by `with_catalogue`).
+def load_linker(weights: Mapping[str, Path]) -> Linker:
+    """A linker from the resolved weights of LINKER_SPEC (or of a spec by `with_catalogue`), loaded once per process.
 
-    encode: a text encoder already loaded. cache: where `prepare_vectors` keeps vectors, `cache_dir()` by default.
     Raises CatalogueError.
     """
-    catalogue: Catalogue = load_catalogue(weights)
-    vectors = catalogue_vectors(catalogue, None, cache or cache_dir(), encoder_digest=_encoder(weights))
-    gazetteer = Gazetteer(catalogue, read_vocabulary(weights["minilm_tokenizer"]))
-    return Linker(gazetteer, load_annotator(weights["ner"]), encode or load_text_encoder(weights), vectors)
+    names = {w.name for w in LINKER_SPEC.weights} | {USER_CATALOGUE}
+    return _loaded(tuple(sorted((name, path) for name, path in weights.items() if name in names)))
+
+
+@cache
+def _loaded(weights: tuple[tuple[str, Path], ...]) -> Linker:
+    paths = dict(weights)
+    catalogue: Catalogue = load_catalogue(paths)
+    vectors = catalogue_vectors(catalogue, None, cache_dir(), encoder_digest=_encoder(paths))
+    gazetteer = Gazetteer(catalogue, read_vocabulary(paths["minilm_tokenizer"]))
+    return Linker(gazetteer, load_annotator(paths["ner"]), load_text_encoder(paths), vectors)
 
 
 def mention_features(linker: Linker, texts: Sequence[str]) -> list[list[dict[str, Any]]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,11 +36,6 @@ SOURCES = pa.schema(
 LINKED = pa.schema([MENTIONS.columns.field(name) for name in ("doc_id", "source", "features", "error")])
 
 
-@cache
-def _linker(weights: tuple[tuple[str, Path], ...]) -> Linker:
-    return load_linker(dict(weights))
-
-
 def link_source(linker: Linker, row: Mapping[str, Any]) -> dict[str, Any]:
     """The row of LINKED for a row of SOURCES: a text is linked, a position gets its nearest place."""
     outcome = {"doc_id": row["doc_id"], "source": row["source"], "features": None, "error": None}
@@ -62,7 +56,7 @@ def link_source(linker: Linker, row: Mapping[str, Any]) -> dict[str, Any]:
 
 def link_batches(batches: Iterable[pa.RecordBatch], weights: Mapping[str, Path]) -> Iterator[pa.RecordBatch]:
     """Batches of SOURCES to batches of LINKED, a row for a row."""
-    linker = _linker(tuple(sorted(weights.items())))
+    linker = load_linker(weights)
     for batch in batches:
         yield pa.RecordBatch.from_pylist([link_source(linker, row) for row in batch.to_pylist()], schema=LINKED)
 

@@ -115,7 +115,7 @@ def weights() -> str:
 
     Raises WeightsError, UnknownFeaturizer and CatalogueError.
     """
-    from featurizers.linking import LINKER_SPEC, load_linker
+    from featurizers.linking import LINKER_SPEC, prepare_vectors
     from featurizers.spec import find_spec
     from featurizers.weights import cache_dir, resolve
 
@@ -123,14 +123,7 @@ def weights() -> str:
     for spec in specs:
         resolve(spec)
     linker, paths = resolve(LINKER_SPEC)
-    # Loading the linker writes the vectors of the catalogue; a mark of what it was loaded from saves doing it again.
-    modules = sorted(Path(sys.modules[load_linker.__module__].__file__ or "").parent.glob("*.py"))
-    state = hashlib.sha256(repr(linker).encode() + b"".join(module.read_bytes() for module in modules)).hexdigest()
-    mark = cache_dir() / "catalogue" / f"{state}.embedded"
-    if not mark.exists():
-        load_linker(paths)
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        mark.touch()
+    prepare_vectors(paths)
     return f"weights of {', '.join(spec.id for spec in [*specs, linker])} in {cache_dir()}"
 
 
