@@ -31,9 +31,9 @@ check: $(VENV)/installed ## lint, formatting and types
 bench: setup ## measure against the peers; ONLY=B1,B3 for some
 	$(PYTHON) -m benchmarks $(if $(ONLY),ONLY=$(ONLY))
 
-zip: ## pack the code for a cluster (--py-files), as build/lakelens.zip
+zip: $(VENV)/installed ## pack the code for a cluster (--py-files), as build/lakelens.zip
 	@mkdir -p build && find jobs featurizers schemas conf -name __pycache__ -exec rm -rf {} +
-	python3 -m zipfile -c build/lakelens.zip jobs featurizers schemas conf
+	$(PYTHON) -m zipfile -c build/lakelens.zip jobs featurizers schemas conf
 
 ui: $(VENV)/installed ## open MLflow on the lake's runs; LAKE=path for another lake
 	@test -f $(LAKE)/mlflow.db || { echo "$(LAKE)/mlflow.db does not exist: run make demo, or name a lake by LAKE=path"; exit 2; }
