@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,10 @@ from jobs.lake import Lake, open_lake, read
 from jobs.runs import Run
 from jobs.sources import SourceError
 from schemas import DOCUMENTS, FETCHES, MEDIA
-from tests.crawl_site import Site, answer, jpeg, serving
+from tests.crawl_site import Answer, Site, answer, jpeg, serving
 
 ROBOTS = answer(body=b"User-agent: *\nDisallow: /private/\n")
-PAGES = {
+PAGES: dict[str, Answer] = {
     "/robots.txt": ROBOTS,
     "/a.jpg": answer(body=jpeg(1), ETag='"a"'),
     "/copy.jpg": answer(body=jpeg(1)),
@@ -46,7 +46,7 @@ def config_of(site: Site, urls: Path, folder: Path, *extra: str) -> Config:
         {"name": "web", "kind": "urls", "uri": str(urls)},
         {"name": "disk", "kind": "folder", "uri": str(folder)},
     ]
-    overrides = {"crawl": {"sources": sources, "allow_addresses": [site.address], "delay_s": 0, "wave_documents": 4}}
+    overrides = {"crawl": {"sources": sources, "allow_addresses": [site.address], "delay_s": 0, "wave_documents": 8}}
     return load_config((), extra, overrides)
 
 
@@ -144,6 +144,44 @@ def test_a_wave_that_was_staged_and_partly_committed_is_finished_by_the_next_att
         fetches = read(spark, lake, FETCHES).collect()
         assert len(fetches) == len({(r["doc_id"], r["attempt"]) for r in fetches}) == 12
         assert len(keyed(spark, lake)) == 12 and read(spark, lake, MEDIA).count() == 4
+
+
+@pytest.mark.spark
+def test_what_was_obtained_outlives_an_error_that_will_be_tried_again_but_not_a_final_one(
+    spark: Any, tmp_path: Path, folder: Path
+) -> None:
+    lake = open_lake(spark, str(tmp_path / "lake"))
+    pages: dict[str, Answer] = {
+        "/flaky.jpg": [answer(body=jpeg(1)), answer("500 Oops")],
+        "/removed.jpg": [answer(body=jpeg(2)), answer("410 Gone")],
+    }
+    with serving(pages) as site:
+        urls = tmp_path / "urls.txt"
+        urls.write_text(f"{site.url('/flaky.jpg')}\n{site.url('/removed.jpg')}\nno url\n")
+        config = config_of(site, urls, folder, "crawl.max_attempts=1", "crawl.wave_documents=100")
+        first = crawl.run(spark, lake, config, run_of("one.crawl"))
+        assert first.metrics["documents_with_media"] == 4
+        in_two_months = dataclasses.replace(run_of("two.crawl"), started=datetime.now(UTC) + timedelta(days=60))
+        crawl.run(spark, lake, config, in_two_months)
+        found = keyed(spark, lake)
+        assert found["flaky.jpg"]["error"] is None and found["flaky.jpg"]["media_id"] is not None
+        assert found["removed.jpg"]["error"]["code"] == "not_found" and found["removed.jpg"]["media_id"] is None
+        codes = [row["error"]["code"] for row in read(spark, lake, FETCHES).where("run_id = 'two.crawl'").collect()]
+        assert sorted(codes) == ["http_server_error", "not_found"]
+
+
+@pytest.mark.spark
+def test_a_list_without_one_usable_url_is_documents_and_no_attempts(spark: Any, tmp_path: Path) -> None:
+    lake = open_lake(spark, str(tmp_path / "lake"))
+    (tmp_path / "urls.txt").write_text("no url\nftp://example.com/a\n")
+    source = {"name": "web", "kind": "urls", "uri": str(tmp_path / "urls.txt")}
+    config = load_config((), (), {"crawl": {"sources": [source]}})
+    crawl.validate(config)
+    for name in ("one.crawl", "two.crawl"):
+        result = crawl.run(spark, lake, config, run_of(name))
+        assert result.metrics["documents_untried"] == 2 and result.metrics["fetches"] == 0
+    assert {row["error"]["code"] for row in read(spark, lake, DOCUMENTS).collect()} == {"http_client_error"}
+    assert read(spark, lake, DOCUMENTS).count() == 2
 
 
 def test_what_is_wrong_with_a_configuration_is_said_before_spark_starts(tmp_path: Path) -> None:
