@@ -116,6 +116,19 @@ def test_a_query_in_other_words_finds_its_picture(bridge: label_bridge.LabelBrid
         assert names[int((frames @ label_bridge.query_vector(bridge, query, encode)).argmax())] == name
 
 
+def test_both_sides_are_freed_of_what_all_names_have_in_common() -> None:
+    vectors = {"a photo of a cat": [0.8, 0.6, 0.0], "a photo of a car": [0.8, -0.6, 0.0], "a kitten": [0.6, 0.8, 0.0]}
+
+    def toy(texts: Any) -> Any:
+        return np.array([vectors[text] for text in texts], np.float32)
+
+    bridge = label_bridge.label_bridge(["cat", "car"], toy)
+    assert np.allclose(bridge.mean, [0.8, 0, 0])
+    assert np.allclose(label_bridge.image_text_vector(bridge, ["cat", "car"], [0.64, 0.16]), [0, 1, 0], atol=1e-6)
+    expected = np.array([-0.2, 0.8, 0]) / np.hypot(0.2, 0.8)
+    assert np.allclose(label_bridge.query_vector(bridge, "a kitten", toy), expected, atol=1e-6)
+
+
 def test_a_label_that_the_bridge_does_not_have_is_refused(bridge: label_bridge.LabelBridge) -> None:
     with pytest.raises(ValueError, match="unknown: \\['no such class'\\]"):
         label_bridge.image_text_vector(bridge, ["no such class"], [0.5])
