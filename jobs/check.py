@@ -275,7 +275,7 @@ def vector_lengths(config: Config) -> dict[str, int]:
     """The length of each known featurizer's vectors, configured models and the linker included, by id."""
     from featurizers.linking import LINKER_SPEC
     from featurizers.spec import all_specs
-    from jobs.featurize import configured_spec
+    from jobs.work import configured_spec
 
     configured = [configured_spec(name, config.featurize) for name in config.featurize.featurizers]
     return {spec.id: spec.dim for spec in [LINKER_SPEC, *all_specs(), *configured]}
