@@ -368,8 +368,7 @@ def measured(spark: SparkSession, lake: Lake, run: Run, counts: Mapping[str, int
 def run(spark: SparkSession, lake: Lake, config: Config, run: Run) -> JobResult:
     """Fetch what is due of the configured sources. Raises SourceError, ConfigError, RunTakenOver.
 
-    A wave is staged whole, then written to media, fetches and documents, in this order; the next one is planned on
-    documents, so what an interrupted attempt left staged is committed and the rest is fetched.
+    What an interrupted attempt left staged is committed, the rest is planned again on documents and fetched.
     """
     settings = settings_of(config.crawl)
     for transaction in staged_waves(spark, lake, run):
@@ -394,9 +393,7 @@ def run(spark: SparkSession, lake: Lake, config: Config, run: Run) -> JobResult:
         remove_folder(spark, wave_uri(lake, run, transaction))
     remove_folder(spark, lake.staging(run.run_id))
     metrics = measured(spark, lake, run, counts)
-    n_errors = sum(int(n) for name, n in metrics.items() if name.startswith("errors/"))
-    message = (
-        f"{counts['distinct']} documents seen, {int(metrics['documents'])} fetched, "
-        f"{int(metrics['media'])} new media, {n_errors} with errors"
-    )
+    n_errors = sum(n for name, n in metrics.items() if name.startswith("errors/"))
+    counted = f"{counts['distinct']} documents seen, {metrics['documents']:.0f} fetched"
+    message = f"{counted}, {metrics['media']:.0f} new media, {n_errors:.0f} with errors"
     return JobResult(status="finished", message=message, metrics=metrics)
