@@ -35,7 +35,13 @@ CONCEPTS = "concept_efficientnet.lite0@1"
 ALL_BOXES = "object_yolov3.tiny_all@1"
 # Features whose vectors an encoded file must give again; weaker ones come and go with the encoder's noise.
 PARITY_MIN_SCORE = {"concept": 0.0, "object": 0.3, "entity": 0.8}
-PARITY_PHOTOGRAPHS = ("chelsea", "coffee", "motorcycle", "page")
+# Text is taken from print. Where a photograph holds a few blurred letters (the maker's name on the motorcycle's tank, a
+# pattern in the coffee's foam), a re-encoded file reads as other letters or as none, so no distance can be stated.
+PARITY_PHOTOGRAPHS = {
+    "concept": ("chelsea", "coffee", "motorcycle"),
+    "object": ("coffee", "motorcycle"),
+    "entity": ("page",),
+}
 
 
 @dataclass(frozen=True)
@@ -290,8 +296,10 @@ def main(arguments: Sequence[str]) -> int:
     checked = concept_sanity()
     n_right = sum(right for _, right, _ in checked)
     print(f"| concepts, right class in the top 5 | {n_right} of {len(checked)} | >= 90 % |", flush=True)
-    pictures = [decode_image(sample_file(name).read_bytes(), max_pixels=MAX_PIXELS) for name in PARITY_PHOTOGRAPHS]
     for spec in all_specs():
+        files = [sample_file(name).read_bytes() for name in PARITY_PHOTOGRAPHS[spec.kind]]
+        pictures = [decode_image(file, max_pixels=MAX_PIXELS) for file in files]
+        pictures.append(np.ascontiguousarray(pictures[0][:, ::-1]) if spec.kind != "entity" else pictures[0][:90])
         batched, encoded, n_encoded = parity(spec, pictures)
         print(f"| parity of {spec.id}, alone and batch | {max(batched, 0):.1e} | <= 1e-4 |", flush=True)
         print(

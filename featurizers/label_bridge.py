@@ -50,7 +50,9 @@ def _unit(vector: NDArray[Any]) -> Vector:
     return unit
 
 
-def image_text_vector(bridge: LabelBridge, labels: Sequence[str], scores: Sequence[float]) -> Vector:
+def image_text_vector(
+    bridge: LabelBridge, labels: Sequence[str], scores: Sequence[float] | NDArray[np.float32]
+) -> Vector:
     """The (384,) text-space vector of a frame from its stored labels and their scores (0..1, best first).
 
     Raises ValueError for a label that is none of the bridge's, or for no labels.

@@ -4,10 +4,10 @@ An object's vector is the detector's own map before its fine head (256 channels 
 box. On the 423 labelled boxes of 64 photographs, finding boxes of the same class in other photographs:
 
     vector                                           dim    mAP  recall@1   cost of an object, one thread
-    the map before the fine head (chosen)            256   .424      .531   0.02 ms, no second network
+    the map before the fine head (chosen)            256   .425      .534   0.02 ms, no second network
     the map before the coarse head                   512   .394      .439
     the map both heads grow from                     256   .361      .463
-    EfficientNet-Lite0 on the box with a margin     1280   .307      .388   13 ms, so 1.3 s for 100 boxes
+    EfficientNet-Lite0 on the box with a margin     1280   .307      .374   13 ms, so 1.3 s for 100 boxes
     EfficientNet-Lite0 on the box, stretched        1280   .287      .398
     chance                                                 .139      .141
 
