@@ -381,7 +381,7 @@ def run(spark: SparkSession, lake: Lake, config: Config, run: Run) -> JobResult:
     n_due, size = counts.get("fetch", 0), config.crawl.wave_documents
     for wave, first in enumerate(range(0, n_due, size)):
         run.check_owned()
-        run.progress(f"crawl: {first} of {n_due} documents")
+        run.progress(f"crawling {n_due} documents, {first} done")
         transaction = last_transaction(spark, lake, FETCHES, application(run)) + 1
         planned = plan.where(f"action = 'fetch' AND wave = {wave}")
         stage_wave(spark, planned, settings, wave_uri(lake, run, transaction))

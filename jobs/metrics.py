@@ -153,11 +153,12 @@ def from_cells(cells: Iterable[Cell]) -> RunMetrics:
         if cell.measure not in kinds:
             raise ValueError(f"not a field of RunMetrics: {cell.measure!r}")
         how, type_name = kinds[cell.measure]
+        value: Any = int(cell.value) if "int" in type_name else float(cell.value)
         if how == "histogram":
             assert cell.bucket is not None
-            return RunMetrics(**{cell.measure: {cell.key: Histogram({cell.bucket: int(cell.value)})}})
-        value = int(cell.value) if "int" in type_name else float(cell.value)
-        return RunMetrics(**{cell.measure: {cell.key: value}})
+            value = Histogram({cell.bucket: int(cell.value)})
+        named: dict[str, Any] = {cell.measure: {cell.key: value}}
+        return RunMetrics(**named)
 
     return reduce(merge, map(one, cells), RunMetrics())
 
@@ -192,7 +193,10 @@ def measure(tables: Mapping[str, DataFrame], run_ids: Sequence[str]) -> RunMetri
         )
 
     one = F.lit("")
-    n_if = lambda condition: F.sum(condition.cast("int"))  # noqa: E731
+
+    def n_if(condition: Column) -> Column:
+        return F.sum(condition.cast("int"))
+
     has_label = "size(filter(features, f -> f.label IS NOT NULL))"
     rows = of_runs("features").select(
         "media_id",

@@ -340,7 +340,7 @@ def collect(
     for row in rows.where(F.col("media_id").isin(ids)).collect():
         found.setdefault((row.media_id, row.frame), []).append(row.asDict(recursive=True))
     videos: dict[str, list[Picture]] = {}
-    pictures = []
+    pictures: list[Picture] = []
     moving_ids = {frame["media_id"] for frame in moving}
     for frame in frames:
         key = frame["media_id"]

@@ -114,29 +114,32 @@ def _run_job(
 ) -> Finished:
     config, run_id = common.config, stored_run_id(common.run_id, job.name)
     began = time.monotonic()
-    with executing(
-        spark,
-        lake,
-        run_id=run_id,
-        job=job.name,
-        inputs=job.pins(spark, lake),
-        outputs=job.outputs,
-        config_digest=config.digest(),
-        heartbeat_s=config.featurize.heartbeat_s,
-        expiry_s=config.featurize.lease_expiry_s,
-        progress=lambda text: progress(f"{job.name}: {text}"),
-    ) as run:
-        facts = {"run_id": run_id, "job": job.name, "inputs": run.inputs, "outputs": job.outputs}
-        with tracking.job_run(parent, lake=lake, config=config, **facts) as child:
-            result = job.run(spark, lake, run)
-            spent = metrics.job_time(
-                job.name, wall_s=time.monotonic() - began, n_cores=spark.sparkContext.defaultParallelism
-            )
-            measured = metrics.merge(_measured(spark, lake, [run_id]), spent)
-            result = replace(result, metrics=metrics.flat(measured, config.prices) | dict(result.metrics))
-            finish(spark, lake, run, result, mlflow_run_id=child.mlflow_run_id)
-            tracking.log_metrics(child, result.metrics)
-            tracking.log_files(child, result.artifacts)
+    with (
+        executing(
+            spark,
+            lake,
+            run_id=run_id,
+            job=job.name,
+            inputs=job.pins(spark, lake),
+            outputs=job.outputs,
+            config_digest=config.digest(),
+            heartbeat_s=config.featurize.heartbeat_s,
+            expiry_s=config.featurize.lease_expiry_s,
+            progress=progress,
+        ) as run,
+        tracking.job_run(
+            parent, run_id=run_id, job=job.name, lake=lake, config=config, inputs=run.inputs, outputs=job.outputs
+        ) as child,
+    ):
+        result = job.run(spark, lake, run)
+        spent = metrics.job_time(
+            job.name, wall_s=time.monotonic() - began, n_cores=spark.sparkContext.defaultParallelism
+        )
+        measured = metrics.merge(_measured(spark, lake, [run_id]), spent)
+        result = replace(result, metrics=metrics.flat(measured, config.prices) | dict(result.metrics))
+        finish(spark, lake, run, result, mlflow_run_id=child.mlflow_run_id)
+        tracking.log_metrics(child, result.metrics)
+        tracking.log_files(child, result.artifacts)
     return Finished(run_id=run_id, result=result, time=spent)
 
 
@@ -148,7 +151,7 @@ def _report(
     spark: SparkSession, lake: Lake, common: Common, done: Sequence[Finished], parent: tracking.Tracked
 ) -> Path:
     """Measure the jobs together, write their report, keep both with MLflow, and make the report the latest."""
-    run_ids = [one.run_id for one in done]
+    run_ids = list(dict.fromkeys(run_id for one in done for run_id in (*one.result.covers, one.run_id)))
     measured = _measured(spark, lake, run_ids)
     for one in done:
         measured = metrics.merge(measured, one.time)

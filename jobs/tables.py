@@ -57,7 +57,7 @@ def show_tables(common: Common) -> Outcome:
     spark = spark_session(common.config.spark, "lakelens tables")
     lake = open_lake(spark, common.config.lake, create=False)
     now = datetime.now(UTC)
-    tables = []
+    tables: list[dict[str, Any]] = []
     for table in TABLES:
         at = snapshot(spark, lake.table(table))
         n_rows = read(spark, lake, table).count()

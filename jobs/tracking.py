@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -132,12 +133,15 @@ def log_metrics(tracked: Tracked, metrics: Mapping[str, float]) -> None:
 def log_files(tracked: Tracked, paths: Sequence[str | Path]) -> None:
     """Keep local files and folders as artifacts, each under its own name."""
     for path in map(Path, paths):
+        name, run_id = path.name, tracked.mlflow_run_id
         if path.is_dir():
-            _attempt(
-                tracked, path.name, lambda p=path: tracked.client.log_artifacts(tracked.mlflow_run_id, str(p), p.name)
-            )
+            _attempt(tracked, name, partial(_call, tracked, "log_artifacts", run_id, str(path), name))
         else:
-            _attempt(tracked, path.name, lambda p=path: tracked.client.log_artifact(tracked.mlflow_run_id, str(p)))
+            _attempt(tracked, name, partial(_call, tracked, "log_artifact", run_id, str(path)))
+
+
+def _call(tracked: Tracked, method: str, *arguments: Any) -> None:
+    getattr(tracked.client, method)(*arguments)
 
 
 def log_text(tracked: Tracked, name: str, text: str) -> None:

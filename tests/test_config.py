@@ -38,10 +38,10 @@ def test_a_bad_value_is_named_with_what_is_allowed(assignment: str, message: str
 
 
 def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="nowhere.yaml cannot be read"):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml cannot be read"):
         load_config([tmp_path / "nowhere.yaml"])
     (tmp_path / "list.yaml").write_text("- 1")
-    with pytest.raises(ConfigError, match="list.yaml holds a list"):
+    with pytest.raises(ConfigError, match=r"list\.yaml holds a list"):
         load_config([tmp_path / "list.yaml"])
 
 
