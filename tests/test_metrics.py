@@ -138,29 +138,29 @@ def test_names_are_those_mlflow_takes() -> None:
 
 @pytest.mark.spark
 def test_metrics_count_the_committed_rows_of_the_runs_asked_for(spark: Any) -> None:
-    from schemas import DOCUMENTS, FEATURES, FETCHES, FRAMES, MEDIA, MENTIONS
+    from schemas import TABLES
 
     refused = {"stage": "fetch", "code": "robots_disallowed", "detail": ""}
     data = {
-        FETCHES: [*(rows.fetch(n) for n in ("cat", "clip", "broken")), rows.fetch("refused", bytes=0, error=refused)],
-        DOCUMENTS: [
+        "fetches": [*(rows.fetch(n) for n in ("cat", "clip", "broken")), rows.fetch("refused", bytes=0, error=refused)],
+        "documents": [
             *(rows.document(n) for n in ("cat", "clip", "broken")),
             rows.document("refused", media_id=None, media_type=None, error=refused),
             rows.document("cat again", media_id=rows.media_id("cat")),
             rows.document("another run's", media_id=rows.media_id("other")),
         ],
-        MEDIA: [rows.media(n) for n in ("cat", "clip", "broken", "other")],
-        FRAMES: [rows.frame("cat"), rows.frame("clip", 0), rows.frame("clip", 900), rows.frame("other")],
-        FEATURES: [
+        "media": [rows.media(n) for n in ("cat", "clip", "broken", "other")],
+        "frames": [rows.frame("cat"), rows.frame("clip", 0), rows.frame("clip", 900), rows.frame("other")],
+        "features": [
             *rows.understood("cat"),
             *rows.understood("clip"),
             *rows.understood("clip", 900, infer_ms=40.0),
             *rows.failed("broken", "truncated"),
             *rows.understood("other", run_id="another.featurize"),
         ],
-        MENTIONS: [rows.mention("cat"), rows.mention("clip", features=[])],
+        "mentions": [rows.mention("cat"), rows.mention("clip", features=[])],
     }
-    tables = {table.name: rows.frame_of(spark, table, values) for table, values in data.items()}
+    tables = {table.name: rows.frame_of(spark, table, data[table.name]) for table in TABLES if table.name in data}
     metrics = measure(tables, ["r.crawl", "r.featurize"])
     assert metrics.n_documents == {"": 5}
     assert (metrics.n_media, metrics.n_frames, metrics.n_fetches) == ({"": 3}, {"": 4}, {"": 4})

@@ -156,31 +156,31 @@ def test_durations_are_written_for_reading() -> None:
 def test_the_report_of_a_lake_shows_its_pictures_videos_and_errors(spark: Any, tmp_path: Path) -> None:
     from jobs.lake import append, open_lake
     from jobs.report import collect, write_report
-    from schemas import DOCUMENTS, FEATURES, FETCHES, FRAMES, MEDIA, MENTIONS, RUNS
+    from schemas import TABLES
 
     lake, config = open_lake(spark, str(tmp_path / "lake")), load_config()
     refused = {"stage": "fetch", "code": "robots_disallowed", "detail": "/private/"}
     data = {
-        FETCHES: [*(rows.fetch(n) for n in ("cat", "clip", "broken")), rows.fetch("refused", error=refused)],
-        DOCUMENTS: [
+        "fetches": [*(rows.fetch(n) for n in ("cat", "clip", "broken")), rows.fetch("refused", error=refused)],
+        "documents": [
             rows.document("cat", caption=f"A cat in Berlin {HOSTILE}"),
             rows.document("clip", media_type="video"),
             rows.document("broken"),
             rows.document("refused", media_id=None, media_type=None, error=refused),
         ],
-        MEDIA: [rows.media("cat"), rows.media("clip", mime="video/mp4", duration_s=2.0), rows.media("broken")],
-        FRAMES: [rows.frame("cat"), rows.frame("clip", 0), rows.frame("clip", 900)],
-        FEATURES: [
+        "media": [rows.media("cat"), rows.media("clip", mime="video/mp4", duration_s=2.0), rows.media("broken")],
+        "frames": [rows.frame("cat"), rows.frame("clip", 0), rows.frame("clip", 900)],
+        "features": [
             *rows.understood("cat"),
             *rows.understood("clip"),
             *rows.understood("clip", 900),
             *rows.failed("broken", "truncated", detail="ends early"),
         ],
-        MENTIONS: [rows.mention("cat")],
-        RUNS: [rows.run_row("r.crawl", "crawl"), rows.run_row("r.featurize", "featurize")],
+        "mentions": [rows.mention("cat")],
+        "runs": [rows.run_row("r.crawl", "crawl"), rows.run_row("r.featurize", "featurize")],
     }
-    for table, values in data.items():
-        append(rows.frame_of(spark, table, values), lake, table)
+    for table in TABLES:
+        append(rows.frame_of(spark, table, data[table.name]), lake, table)
     report = collect(spark, lake, config, ["r.crawl", "r.featurize"])
     assert [p.media_id for p in report.pictures] == [rows.media_id("cat")]
     assert report.pictures[0].mentions == [("caption", "geonames:2950159", "Berlin")]
