@@ -98,7 +98,7 @@ def understood(name: str, ms: int = 0, **changed: Any) -> list[Row]:
     texts = [found(384, label="geonames:2950159", text="Berlin", score=0.9, box=[0.1, 0.1, 0.4, 0.2])]
     return [
         feature(name, CONCEPT, classes, ms, **changed),
-        feature(name, OBJECT, [found(1280, label="cat", score=0.9, box=box)], ms, **changed),
+        feature(name, OBJECT, [found(256, label="cat", score=0.9, box=box)], ms, **changed),
         feature(name, ENTITY, texts, ms, **changed),
     ]
 

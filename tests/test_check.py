@@ -16,7 +16,7 @@ from schemas import DOCUMENTS, FEATURES, FETCHES, FRAMES, MEDIA, MENTIONS, RUNS
 from tests import rows
 from tests.rows import CONCEPT, ENTITY, FINGERPRINTS, LINKER, OBJECT
 
-DIMS = {CONCEPT: 1280, OBJECT: 1280, ENTITY: 384, LINKER: 384}
+DIMS = {CONCEPT: 1280, OBJECT: 256, ENTITY: 384, LINKER: 384}
 BUDGET = {"documents": 0.2, "features": 0.1, "mentions": 0.05}
 NAMES = [f"picture{i}" for i in range(12)]
 
@@ -207,8 +207,8 @@ def write_lake(spark: Any, tmp_path: Path, tables: dict[str, list[dict[str, Any]
 @pytest.mark.spark
 def test_a_bad_row_rejects_its_run_until_it_is_discarded(spark: Any, tmp_path: Path) -> None:
     from jobs import check
-    from jobs.lake import published, read
-    from jobs.runs import executing, finish, run_rows
+    from jobs.lake import read
+    from jobs.runs import executing, finish, published, run_rows
 
     tables = sound_tables()
     bad = rows.understood("picture1", run_id="bad.featurize")[0]

@@ -169,7 +169,7 @@ def test_metrics_count_the_committed_rows_of_the_runs_asked_for(spark: Any) -> N
     assert metrics.n_features == {CONCEPT: 6, OBJECT: 3, ENTITY: 3}
     assert metrics.n_errors == {"robots_disallowed": 1, "truncated": 3}
     assert metrics.n_mentions == {"caption": 1}
-    assert metrics.n_vector_values == {CONCEPT: 3 * 1280, OBJECT: 3 * 1280, ENTITY: 3 * 384}
+    assert metrics.n_vector_values == {CONCEPT: 3 * 1280, OBJECT: 3 * 256, ENTITY: 3 * 384}
     assert metrics.decode_total_ms == {"": 24.0}  # three decoded frames of 8 ms, whatever looked at them
     assert metrics.infer_total_ms == {CONCEPT: 80.0, OBJECT: 80.0, ENTITY: 80.0}
     assert metrics.slowest_document_ms == {"": 8 + 60 + 8 + 120}
