@@ -71,13 +71,13 @@ def _spec(variant: str, *settings: tuple[str, str | int | float | bool]) -> Feat
 
 SPECS: tuple[FeaturizerSpec, ...] = (
     # RapidOCR as called plainly: its own lowest line score and nothing dropped besides.
-    _spec("rapidocr", ("min_score", 0.5), ("min_characters", 1)),
+    _spec("rapidocr", ("min_score", 0.5), ("min_letters", 0)),
     # A first pass of the detector alone on a small copy of the picture; the full pass only where it finds a box.
     # benchmarks/quality_entities.py measures the lines kept and the cost saved for other sides and thresholds.
     _spec(
         "rapidocr_gated",
         ("min_score", 0.5),
-        ("min_characters", 2),
+        ("min_letters", 2),
         ("gate_side_px", 256),
         ("gate_box_score", 0.3),
     ),
@@ -149,7 +149,7 @@ def load_reader(spec: FeaturizerSpec, weights: Mapping[str, Path]) -> ReadLines:
     )
     logging.getLogger("RapidOCR").setLevel(logging.ERROR)
     settings = spec.setting
-    min_score, min_characters = float(settings["min_score"]), int(settings["min_characters"])
+    min_score, min_letters = float(settings["min_score"]), int(settings["min_letters"])
     shows_text = _load_gate(engine, settings) if "gate_side_px" in settings else None
 
     def read(image: Image) -> list[Line]:
@@ -165,7 +165,7 @@ def load_reader(spec: FeaturizerSpec, weights: Mapping[str, Path]) -> ReadLines:
         size = np.array([image.shape[1], image.shape[0]], np.float32)
         lines = []
         for corners, text, score in zip(found.boxes, found.txts, found.scores, strict=True):
-            if score < min_score or len(text.strip()) < min_characters:
+            if score < min_score or sum(c.isalnum() for c in text) < min_letters:
                 continue
             (x0, y0), (x1, y1) = (np.clip(edge / size, 0, 1).tolist() for edge in (corners.min(0), corners.max(0)))
             lines.append(Line(text, min(float(score), 1.0), (x0, y0, x1, y1)))

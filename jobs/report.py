@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.config import Config
+from jobs.contact_sheet import chosen_frames, within_budget
 from jobs.lake import REPORTS, Lake, read
 from jobs.metrics import Histogram, RunMetrics, bucket_ms, cost_usd_per_million, measure, quality
 from jobs.runs import code_version, run_rows
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
 MAX_PICTURES = 72
 MAX_VIDEOS = 6
-MAX_FRAMES_PER_VIDEO = 8
-MAX_THUMBNAIL_BYTES = 6_000_000  # of all together: base64 adds a third, and the file stays below 10 MB
 EXAMPLES_PER_CODE = 5
 SHOWN_BOXES = 12  # of one picture: more hide it
 TAGGED_WIDTH = 0.12  # of the picture; a name is about 40 pixels wide in a thumbnail of 320
@@ -204,41 +203,6 @@ def picture_of(frame: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], fact
     )
 
 
-def _chosen_frames(
-    tables: Mapping[str, DataFrame], rows: DataFrame, *, videos: bool, limit: int
-) -> list[dict[str, Any]]:
-    """Frames of at most `limit` media, those in which most was found first, equal ones in the order of their ids."""
-    from pyspark.sql import functions as F
-
-    is_video = F.col("mime").startswith("video/")
-    media = tables["media"].where(is_video if videos else ~is_video).select("media_id", "duration_s")
-    # A picture with something of each kind is worth more than one with many of one kind.
-    interest = rows.groupBy("media_id").agg(
-        F.sum(F.least(F.expr("coalesce(size(found), 0)"), F.lit(3))).alias("interest"), F.max("fresh").alias("fresh")
-    )
-    chosen = media.join(interest, on="media_id", how="inner").join(
-        tables["frames"].select("media_id").distinct(), on="media_id", how="left_semi"
-    )
-    chosen = chosen.orderBy(F.desc("fresh"), F.desc("interest"), "media_id").limit(limit)
-    frames = tables["frames"].join(F.broadcast(chosen), on="media_id", how="inner")
-    found = [row.asDict() for row in frames.collect()]
-    return sorted(found, key=lambda f: (not f["fresh"], -f["interest"], f["media_id"], f["frame"]))
-
-
-def _within_budget(frames: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Frames until their thumbnails together reach MAX_THUMBNAIL_BYTES, at most MAX_FRAMES_PER_VIDEO of a media."""
-    kept: list[dict[str, Any]] = []
-    n_bytes = 0
-    n_of: dict[str, int] = {}
-    for frame in frames:
-        n_of[frame["media_id"]] = n_of.get(frame["media_id"], 0) + 1
-        too_large = n_bytes + len(frame["thumbnail"]) > MAX_THUMBNAIL_BYTES
-        if n_of[frame["media_id"]] <= MAX_FRAMES_PER_VIDEO and not too_large:
-            n_bytes += len(frame["thumbnail"])
-            kept.append(frame)
-    return kept
-
-
 def _facts(tables: Mapping[str, DataFrame], media_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
     """URL, caption, title and mentions of one document of each media."""
     from pyspark.sql import functions as F
@@ -331,9 +295,9 @@ def collect(
             fresh.alias("fresh"),
         )
     )
-    stills = _chosen_frames(tables, rows, videos=False, limit=MAX_PICTURES)
-    moving = _chosen_frames(tables, rows, videos=True, limit=MAX_VIDEOS)
-    frames = _within_budget([*moving, *stills])
+    stills = chosen_frames(tables, rows, videos=False, limit=MAX_PICTURES)
+    moving = chosen_frames(tables, rows, videos=True, limit=MAX_VIDEOS)
+    frames = within_budget([*moving, *stills])
     ids = sorted({frame["media_id"] for frame in frames})
     facts = _facts(tables, ids)
     found: dict[tuple[str, int], list[dict[str, Any]]] = {}

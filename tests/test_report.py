@@ -10,15 +10,13 @@ from typing import Any
 import pytest
 
 from jobs.config import load_config
+from jobs.contact_sheet import MAX_FRAMES_PER_VIDEO, MAX_THUMBNAIL_BYTES, varied, within_budget
 from jobs.metrics import Histogram, RunMetrics, cost_usd_per_million, job_time, merge
 from jobs.report import (
     BARS,
-    MAX_FRAMES_PER_VIDEO,
-    MAX_THUMBNAIL_BYTES,
     ErrorCount,
     Report,
     Video,
-    _within_budget,
     duration,
     number,
     picture_of,
@@ -129,9 +127,9 @@ def test_a_picture_gathers_what_each_kind_of_featurizer_found() -> None:
 
 def test_thumbnails_stay_within_their_budget() -> None:
     large = [{"media_id": str(i), "thumbnail": b"x" * 1_000_000} for i in range(20)]
-    assert sum(len(f["thumbnail"]) for f in _within_budget(large)) <= MAX_THUMBNAIL_BYTES
+    assert sum(len(f["thumbnail"]) for f in within_budget(large)) <= MAX_THUMBNAIL_BYTES
     long = [{"media_id": "video", "thumbnail": b"x"} for _ in range(30)]
-    assert len(_within_budget(long)) == MAX_FRAMES_PER_VIDEO
+    assert len(within_budget(long)) == MAX_FRAMES_PER_VIDEO
 
 
 def test_bars_of_the_histogram_lose_no_document() -> None:
@@ -192,3 +190,9 @@ def test_the_report_of_a_lake_shows_its_pictures_videos_and_errors(spark: Any, t
     assert report.title == "r" and report.verdict == "not judged"
     path = write_report(spark, lake, config, ["r.crawl", "r.featurize"], tmp_path / "reports" / "latest.html")
     assert path.stat().st_size < 10_000_000 and "tabby cat" in path.read_text()
+
+
+def test_the_contact_sheet_shows_no_two_pictures_that_look_alike() -> None:
+    vectors = {"a": [1.0, 0.0], "crop of a": [0.9, 0.436], "b": [0.0, 1.0]}
+    assert varied(["a", "crop of a", "no vector", "b"], vectors, 3) == ["a", "no vector", "b"]
+    assert varied(["crop of a", "b", "a"], vectors, 1) == ["crop of a"]
