@@ -378,9 +378,11 @@ def _loaded(weights: tuple[tuple[str, Path], ...]) -> Linker:
     return Linker(gazetteer, load_annotator(paths["ner"]), load_text_encoder(paths), vectors)
 
 
+def feature_row(link: Link) -> dict[str, Any]:
+    """A link as a row of the `features` type: vector, label, score, box, text."""
+    return {"vector": link.vector, "label": link.id, "score": link.score, "box": None, "text": link.surface}
+
+
 def mention_features(linker: Linker, texts: Sequence[str]) -> list[list[dict[str, Any]]]:
-    """For each caption or title its entities as rows of the `features` type: vector, label, score, box, text."""
-    return [
-        [{"vector": k.vector, "label": k.id, "score": k.score, "box": None, "text": k.surface} for k in links]
-        for links in linker.link(texts, cased=True)
-    ]
+    """For each caption or title its entities as rows of the `features` type."""
+    return [[feature_row(link) for link in links] for links in linker.link(texts, cased=True)]

@@ -10,11 +10,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from featurizers.spec import KINDS
 from jobs.config import Config
 from jobs.expectations import Suite, describe_failure, validate
 from jobs.gates import UNREAD, rules_of
 from jobs.lake import REPORTS, Lake, read, repeated, version
-from jobs.runs import JobResult, Run, covered_run_ids, executing, finish, judge, new_run_name, run_rows, stored_run_id
+from jobs.runs import (
+    JobResult,
+    Run,
+    RunRefused,
+    covered_run_ids,
+    executing,
+    finish,
+    judge,
+    new_run_name,
+    run_rows,
+    stored_run_id,
+)
 from schemas import DOCUMENTS, FEATURES, FETCHES, FRAMES, MEDIA, MENTIONS, Table
 
 if TYPE_CHECKING:
@@ -55,8 +67,8 @@ def judged_runs(
 def _incomplete_frames(spark: SparkSession, features: DataFrame, judged: Sequence[JudgedRun]) -> DataFrame:
     """(media_id, frame, incomplete) of decoded frames that a complete run tried and that lack one of its featurizers.
 
-    A run may have found some of its featurizers' rows already there, so the whole table is searched. Outputs that
-    have no row in `features` at all (the linker's) are not expected.
+    A run may have found some of its featurizers' rows already there, so the whole table is searched. The linker,
+    which is no featurizer of frames, writes to `mentions`.
     """
     from pyspark.sql import functions as F
 
@@ -65,18 +77,15 @@ def _incomplete_frames(spark: SparkSession, features: DataFrame, judged: Sequenc
         for run in judged
         if run.complete
         for featurizer, fingerprint in run.outputs.items()
+        if featurizer.startswith(tuple(f"{kind}_" for kind in KINDS))
     ]
-    pairs = spark.createDataFrame(outputs, "run_id STRING, featurizer STRING, fingerprint STRING")
+    expected = spark.createDataFrame(outputs, "run_id STRING, featurizer STRING, fingerprint STRING")
     here = features.where(F.col("featurizer").isin(sorted({featurizer for _, featurizer, _ in outputs})))
-    keys = here.select(*FEATURES.key)
-    expected = pairs.join(
-        keys.select("featurizer", "fingerprint").distinct(), ["featurizer", "fingerprint"], "left_semi"
-    )
-    tried = here.where(F.col("run_id").isin([run.run_id for run in judged])).where(
-        "coalesce(error.stage, '') <> 'decode'"
+    tried = here.where(
+        F.col("run_id").isin([run.run_id for run in judged]) & F.expr("coalesce(error.stage, '') <> 'decode'")
     )
     due = tried.select("run_id", "media_id", "frame").distinct().join(F.broadcast(expected), on="run_id", how="inner")
-    missing = due.join(keys, on=list(FEATURES.key), how="left_anti")
+    missing = due.join(here.select(*FEATURES.key), on=list(FEATURES.key), how="left_anti")
     return missing.select("media_id", "frame").distinct().withColumn("incomplete", F.lit(True))
 
 
@@ -195,7 +204,9 @@ def run(spark: SparkSession, lake: Lake, config: Config, run: Run) -> JobResult:
     }
     (folder / "gates.json").write_text(json.dumps(described, indent=1, allow_nan=False) + "\n")
     run.check_owned()
-    judge(spark, lake, run_ids, status, expiry_s=config.featurize.lease_expiry_s)
+    marked = judge(spark, lake, run_ids, status, expiry_s=config.featurize.lease_expiry_s)
+    if resumed := sorted(set(run_ids) - set(marked)):
+        raise RunRefused(f"run {', '.join(resumed)} was resumed while it was judged; check again when it has ended")
     n_rows = {outcome.table: outcome.n_rows for outcome in outcomes}
     if failures:
         message = f"rejected {', '.join(run_ids)}: " + "; ".join(map(describe_failure, failures))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -25,6 +26,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+RUN_ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_+-]|\.(?!\.)){0,199}")  # it names folders of the lake
 
 LakeOption = Annotated[str | None, typer.Option("--lake", help="Root URI or path of the lake.", metavar="URI")]
 ConfOption = Annotated[
@@ -58,11 +61,16 @@ class Outcome:
 def exit_code_of(error: BaseException) -> int:
     """1 for what is worth retrying, 2 for what is wrong with the request."""
     from featurizers.spec import UnknownFeaturizer
+    from jobs.check import DiscardRefused
     from jobs.lake import LakeError
+    from jobs.runs import RunPublished
     from jobs.session import SessionError
     from jobs.sources import SourceError
 
-    wrong_request = (ConfigError, UnknownFeaturizer, LakeError, SessionError, SourceError, PermissionError)
+    wrong_request: tuple[type[BaseException], ...] = (
+        ConfigError, UnknownFeaturizer, LakeError, SessionError, SourceError, DiscardRefused, RunPublished,
+        PermissionError,
+    )  # fmt: skip
     return BAD_USAGE if isinstance(error, wrong_request) else WORTH_RETRYING
 
 
@@ -108,6 +116,8 @@ def _common(
     if lake is not None:
         changed["lake"] = lake
     config = load_config(conf or (), assignments or (), changed)
+    if run_id is not None and not RUN_ID.fullmatch(run_id):
+        raise ConfigError(f"--run-id {run_id!r} is not allowed: letters, digits and . _ + - only, no dots in a row")
     return Common(config=config, run_id=run_id or new_run_name(datetime.now(UTC)), as_json=as_json, debug=debug)
 
 

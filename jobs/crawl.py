@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from jobs.addresses import Exemptions, parse_exemptions
 from jobs.commit import find_commit, last_transaction, log_entries
 from jobs.config import Config, ConfigError, Crawl
 from jobs.fetch import Settings, fetch
-from jobs.lake import Lake, append, file_system, read, remove_folder, repeated, version
+from jobs.lake import Lake, append, concurrency_errors, file_system, read, remove_folder, repeated, version
 from jobs.outcomes import Outcome, Request
 from jobs.runs import JobResult, Run, RunTakenOver
 from jobs.sources import SIGHTINGS, check_source, sighting_batches, sightings
@@ -281,7 +282,8 @@ def _append_fetches(spark: SparkSession, lake: Lake, run: Run, staged: DataFrame
         "attempt_facts.*",
     )
     before = version(spark, lake, FETCHES)
-    append(rows, lake, FETCHES, app_id=application(run), transaction=transaction, owner=run.owner)
+    with suppress(*concurrency_errors()):  # the log tells whether it was lost
+        append(rows, lake, FETCHES, app_id=application(run), transaction=transaction, owner=run.owner)
     commit = find_commit(log_entries(spark, lake, FETCHES, after=before), application(run), transaction)
     if commit is None or commit.owner != run.owner:
         raise RunTakenOver(f"wave {transaction} of run {run.run_id} was committed by another attempt; this one stops")
@@ -320,10 +322,7 @@ def staged_waves(spark: SparkSession, lake: Lake, run: Run) -> list[int]:
     return [wave for wave in waves if fs.exists(file_system(spark, f"{wave_uri(lake, run, wave)}/_SUCCESS")[1])]
 
 
-# -- the job ------------------------------------------------------------------------------------------------------
-
-
-def measured(spark: SparkSession, lake: Lake, run: Run, counts: Mapping[str, int]) -> dict[str, float]:
+def measured(spark: SparkSession, lake: Lake, run: Run, plan: DataFrame, counts: Mapping[str, int]) -> dict[str, float]:
     """What the run committed: documents by source and error, attempts, bytes, new media, milliseconds."""
     from pyspark.sql import functions as F
 
@@ -337,10 +336,11 @@ def measured(spark: SparkSession, lake: Lake, run: Run, counts: Mapping[str, int
         (F.max(ended) - F.min(F.col("started_at").cast("double"))).alias("s"),
     ).collect()[0]
     # Documents without any attempt (an unusable URL, a host left alone) stand in `documents` alone.
-    tried = read(spark, lake, DOCUMENTS).join(
-        attempts.select("doc_id").distinct().withColumn("tried", F.lit(True)), on="doc_id", how="left"
-    )
-    by = tried.where("tried OR fetched_at IS NULL").groupBy("source", "tried", F.col("error.code").alias("code"))
+    documents = read(spark, lake, DOCUMENTS)
+    for rows, name in ((attempts, "tried"), (plan, "planned")):
+        documents = documents.join(rows.select("doc_id", F.lit(True).alias(name)).distinct(), on="doc_id", how="left")
+    ours = documents.where("tried OR (planned AND fetched_at IS NULL)")
+    by = ours.groupBy("source", "tried", F.col("error.code").alias("code"))
     metrics: dict[str, float] = {"documents": 0, "documents_with_media": 0}
     for row in by.count().collect():
         names = ["documents" if row["tried"] else "documents_untried"]
@@ -349,6 +349,7 @@ def measured(spark: SparkSession, lake: Lake, run: Run, counts: Mapping[str, int
         for name in names:
             metrics[name] = metrics.get(name, 0) + row["count"]
     stored = read(spark, lake, MEDIA).where(F.col("ingested_at") >= F.lit(run.started))
+    stored = stored.join(ours.select("media_id"), on="media_id", how="left_semi")
     media = stored.agg(F.count("*").alias("n"), F.coalesce(F.sum("size_bytes"), F.lit(0)).alias("bytes")).collect()[0]
     metrics |= {
         "fetches": totals["n"],
@@ -391,8 +392,8 @@ def run(spark: SparkSession, lake: Lake, config: Config, run: Run) -> JobResult:
         run.check_owned()
         commit_wave(spark, lake, run, transaction)
         remove_folder(spark, wave_uri(lake, run, transaction))
+    metrics = measured(spark, lake, run, plan, counts)
     remove_folder(spark, lake.staging(run.run_id))
-    metrics = measured(spark, lake, run, counts)
     n_errors = sum(n for name, n in metrics.items() if name.startswith("errors/"))
     counted = f"{counts['distinct']} documents seen, {metrics['documents']:.0f} fetched"
     message = f"{counted}, {metrics['media']:.0f} new media, {n_errors:.0f} with errors"

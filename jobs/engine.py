@@ -186,6 +186,8 @@ def _frames(media: _Media, specs: Sequence[FeaturizerSpec], settings: EngineSett
     while True:
         try:
             frame, image = next(pictures)
+            item = _deliver(media, specs, frame, image)
+            del image
         except StopIteration:
             break
         except _Unreadable as e:
@@ -201,8 +203,6 @@ def _frames(media: _Media, specs: Sequence[FeaturizerSpec], settings: EngineSett
         except Exception as e:  # a decoder met bytes that its authors did not foresee
             failure = error(ErrorCode.UNDECODABLE, f"{type(e).__name__}: {e}")
             break
-        item = _deliver(media, specs, frame, image)
-        del image
         item.row.decode_ms = (time.perf_counter() - started) * 1000
         n_frames += 1
         yield item, item.row.size_bytes + sum(array.nbytes for array in item.delivered.values())

@@ -201,7 +201,7 @@ def run(spark: SparkSession, lake: Lake, config: Config, run: Run, work: Work, s
                 spark, lake, staged, one, run, next_wave[one.spec.id], retries=retries, n_files=n_files
             )
         lakes.remove_folder(spark, path)
-    n_linked = write_mentions(spark, lake, work.linker, run) if work.linker is not None else 0
+    n_linked = write_mentions(spark, lake, work.linker, run) if work.linker is not None and selection.whole else 0
     lakes.remove_folder(spark, lake.staging(run.run_id))
     n_media = sum(row[1] for row in per_file)
     ids = ", ".join(one.spec.id for one in work.due)

@@ -162,7 +162,7 @@ FEATURES_RULES = [
     Rule(
         "frame_known",
         "its frame is in frames, unless it was not decoded",
-        "frame_known IS NULL AND NOT coalesce(error.stage = 'decode', false)",
+        "frame_known IS NULL AND NOT (error IS NOT NULL AND decode_ms IS NULL)",
     ),
     Rule("frame_complete", "a frame that one featurizer of a run tried has a row of each of them", "incomplete"),
     Rule("fingerprint", "a fingerprint is 32 hex digits", "NOT fingerprint RLIKE '^[0-9a-f]{32}$'"),

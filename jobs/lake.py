@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +16,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 STAGING = "_staging"
-WEIGHTS = "_weights"
 REPORTS = "reports"
-COMMIT_ATTEMPTS = 20  # of one small update that keeps meeting others; each attempt takes about a second
+UPDATE_ATTEMPTS = 20  # of one small update that keeps meeting others; each attempt takes about a second
 
 
 class LakeError(ValueError):
@@ -46,6 +45,8 @@ class Lake:
 
 def lake_at(uri: str) -> Lake:
     """The lake at a URI or local path; a local path becomes absolute. Nothing is percent-encoded, as Hadoop has it."""
+    if odd := sorted(set(uri) & set("*?[]{}\\`")):
+        raise LakeError(f"lake {uri!r} has {' '.join(odd)} in its address, which Spark reads as a pattern; rename it")
     if "://" in uri:
         return Lake(uri.rstrip("/"))
     return Lake(f"file://{Path(uri).expanduser().resolve()}")
@@ -143,10 +144,9 @@ def append(
     app_id: str | None = None,
     transaction: int | None = None,
     owner: str | None = None,
-    options: Mapping[str, str] | None = None,
 ) -> None:
     """Append rows; with `app_id` and `transaction`, dropped silently by Delta where that version is already there."""
-    writer = df.select(*table.columns.names).write.format("delta").mode("append").options(**dict(options or {}))
+    writer = df.select(*table.columns.names).write.format("delta").mode("append")
     if app_id is not None and transaction is not None:
         writer = writer.option("txnAppId", app_id).option("txnVersion", transaction)
     if owner is not None:
@@ -156,7 +156,7 @@ def append(
 
 def repeated(commit: Callable[[], T]) -> T:
     """`commit()`, repeated while another writer keeps being there first; for updates that stay right when repeated."""
-    for left in reversed(range(COMMIT_ATTEMPTS)):
+    for left in reversed(range(UPDATE_ATTEMPTS)):
         try:
             return commit()
         except concurrency_errors():

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from featurizers.linking import Linker, load_linker, mention_features
+from featurizers.linking import Linker, feature_row, load_linker, mention_features
 from jobs.commit import commit_wave, last_transaction
 from jobs.lake import Lake, append, read, version
 from jobs.runs import Run
@@ -42,11 +41,7 @@ def link_source(linker: Linker, row: Mapping[str, Any]) -> dict[str, Any]:
     try:
         if row["source"] == "gps":
             place = linker.nearest_place(row["latitude"], row["longitude"])
-            found = [asdict(place)] if place is not None else []
-            features = [
-                {"vector": p["vector"], "label": p["id"], "score": p["score"], "box": None, "text": p["surface"]}
-                for p in found
-            ]
+            features = [feature_row(place)] if place is not None else []
         else:
             features = mention_features(linker, [row["text"]])[0]
         return outcome | {"features": features}

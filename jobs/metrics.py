@@ -355,7 +355,7 @@ def flat(metrics: RunMetrics, prices: Prices) -> dict[str, float]:
     for job, seconds in metrics.wall_s.items():
         named[f"wall_s/{job}"] = seconds
         per = {
-            "crawl": {"documents": metrics.n_fetches},
+            "crawl": {"documents": metrics.n_documents},
             "featurize": {"media": metrics.n_media, "frames": metrics.n_frames},
         }
         for what, counts in per.get(job, {}).items():

@@ -28,6 +28,10 @@ class RunRefused(RuntimeError):
     """Another attempt lives and holds the run or the lease; worth trying again later."""
 
 
+class RunPublished(ValueError):
+    """What the run wrote before it failed was judged and published, so it can no longer grow."""
+
+
 class RunAccepted(RuntimeError):
     """The run was accepted before: there is nothing to do."""
 
@@ -101,18 +105,28 @@ def decide_start(row: Mapping[str, Any] | None, *, now: datetime, expiry_s: floa
 
 
 def lease_holder(
-    rows: Sequence[Mapping[str, Any]], mine: str, outputs: Mapping[str, str], *, now: datetime, expiry_s: float
+    rows: Sequence[Mapping[str, Any]],
+    mine: str,
+    outputs: Mapping[str, str],
+    *,
+    now: datetime,
+    expiry_s: float,
+    resumed: bool = False,
+    one_writer: bool = False,
 ) -> str | None:
     """The live run, other than `mine`, that writes one of the same (featurizer, fingerprint) and came before it.
 
-    Of two that start together the one with the smaller (started, run_id) goes on, so exactly one does.
+    Of two new runs that start together the one with the smaller (started, run_id) goes on, so exactly one does. A
+    resumed run began long before it came back, so any live run was here first. With `one_writer` every live run
+    counts, whatever it writes.
     """
     started = {row["run_id"]: row["started"] for row in rows}
     my_place = (started.get(mine, now), mine)
     for row in sorted(rows, key=lambda r: (r["started"], r["run_id"])):
         shares = any((row["outputs"] or {}).get(featurizer) == fp for featurizer, fp in outputs.items())
         lives = row["status"] == "running" and now - row["heartbeat"] < timedelta(seconds=expiry_s)
-        if row["run_id"] != mine and shares and lives and (row["started"], row["run_id"]) < my_place:
+        earlier = resumed or (row["started"], row["run_id"]) < my_place
+        if row["run_id"] != mine and (shares or one_writer) and lives and earlier:
             return str(row["run_id"])
     return None
 
@@ -209,15 +223,27 @@ def executing(
             f"run_id = {_quoted(run_id)} AND owner = {_quoted(row['owner'])} "
             f"AND heartbeat = {_literal(row['heartbeat'], 'TIMESTAMP')}"
         )
+        if not covered_run_ids(spark, lake).where(f"run_id = {_quoted(run_id)}").isEmpty():
+            raise RunPublished(f"run {run_id} ended early and what it wrote is published; give a new --run-id")
         taken = {"owner": owner, "status": "running", "heartbeat": now, "ended": None, "outputs": dict(outputs)}
+        taken |= {"whole_plan": False, "config_digest": config_digest, "code_version": code_version()}
         if not _update(spark, lake, condition, taken):
             raise RunRefused(f"run {run_id} was resumed by another attempt at the same moment")
         run = Run(run_id=run_id, job=job, owner=owner, inputs=row["inputs"], started=row["started"], resumed=True)
     others = run_rows(spark, lake, "status = 'running'")
-    holder = lease_holder(others, run_id, outputs, now=datetime.now(UTC), expiry_s=expiry_s)
+    # Delta's log on s3a:// cannot keep two drivers apart, whatever they write.
+    holder = lease_holder(
+        others,
+        run_id,
+        outputs,
+        now=datetime.now(UTC),
+        expiry_s=expiry_s,
+        resumed=run.resumed,
+        one_writer=lake.uri.startswith("s3a://"),
+    )
     if holder is not None:
         update_run(spark, lake, run_id, owner=owner, status="failed", ended=datetime.now(UTC))
-        raise RunRefused(f"run {holder} is writing the same features; this run waits until it ends")
+        raise RunRefused(f"run {holder} is writing to {lake.uri}; run this one again when it has ended")
 
     stop, lost = threading.Event(), threading.Event()
 
@@ -302,12 +328,23 @@ def unjudged(spark: SparkSession, lake: Lake, table: Table, *, expiry_s: float) 
 
 def judge(
     spark: SparkSession, lake: Lake, run_ids: Sequence[str], status: Literal["accepted", "rejected"], *, expiry_s: float
-) -> None:
-    """Mark the judged runs. A dead one gets a new owner, so that an attempt that wakes up later finds it taken."""
-    if run_ids:
-        listed = ", ".join(map(_quoted, run_ids))
-        condition = f"run_id IN ({listed}) AND NOT (status = 'running' AND {_beats(expiry_s)})"
-        _update(spark, lake, condition, {"status": status, "owner": secrets.token_hex(8)})
+) -> list[str]:
+    """Mark the judged runs and return those marked: not one that came back to life meanwhile.
+
+    A run that ended early keeps the status failed, since it did not do all it was to do. Each gets a new owner, so
+    that an attempt that wakes up later finds it taken.
+    """
+    if not run_ids:
+        return []
+    listed = ", ".join(map(_quoted, run_ids))
+    owner = secrets.token_hex(8)
+    statement = (
+        f"UPDATE delta.`{lake.table(RUNS)}` SET owner = {_quoted(owner)}, "
+        f"status = CASE WHEN status IN ('running', 'failed') THEN 'failed' ELSE {_quoted(status)} END "
+        f"WHERE run_id IN ({listed}) AND NOT (status = 'running' AND {_beats(expiry_s)})"
+    )
+    repeated(lambda: spark.sql(statement).collect())
+    return [row["run_id"] for row in run_rows(spark, lake, f"owner = {_quoted(owner)}")]
 
 
 def _beats(expiry_s: float) -> str:

@@ -205,9 +205,10 @@ def list_sighting(row: Row, source: str) -> Sighting:
             href, host = url.href, url.host
         except InvalidUrl as e:
             problem = str(e)
+    href = _valid(href)
     return Sighting(
         doc_id=doc_id(href),
-        url=_valid(href),
+        url=href,
         host=host,
         host_bucket=host_bucket(host),
         source=source,

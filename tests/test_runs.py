@@ -51,6 +51,16 @@ def test_of_two_writers_that_start_at_one_moment_exactly_one_goes_on() -> None:
     assert holders == [None, "a"]
 
 
+def test_a_resumed_run_gives_way_to_any_live_writer_though_it_began_before() -> None:
+    rows = [row("a", "running", started_s=100, f="1"), row("b", "running", started_s=5, f="1")]
+    assert lease_holder(rows, "a", {"f": "1"}, now=NOW, expiry_s=60, resumed=True) == "b"
+
+
+def test_where_a_lake_takes_one_writer_any_earlier_live_run_holds_it() -> None:
+    rows = [row("a", "running", started_s=100, g="2"), row("b", "running", started_s=5, f="1")]
+    assert lease_holder(rows, "b", {"f": "1"}, now=NOW, expiry_s=60, one_writer=True) == "a"
+
+
 @pytest.mark.parametrize(
     "other",
     [
