@@ -196,7 +196,7 @@ def picture_of(frame: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], fact
         concepts=concepts[:5],
         boxes=boxes[:SHOWN_BOXES],
         objects=sorted(objects.items()),
-        texts=texts,
+        texts=[text for text in texts if text not in {surface for _, surface in entities}],
         entities=list(dict.fromkeys(entities)),
         mentions=facts.get("mentions", ()),
         errors=errors,

@@ -146,7 +146,7 @@ def plan_featurizer(
     done = read(spark, lake, FEATURES).where(
         (F.col("featurizer") == due.spec.id) & (F.col("fingerprint") == due.fingerprint)
     )
-    everything = _media_to_plan(read(spark, lake, MEDIA, version=pinned))
+    everything = media_to_plan(read(spark, lake, MEDIA, version=pinned))
     since = None if full else new_media_files(spark, lake, due, pinned, run_rows(spark, lake))
     if since is None:
         missing = everything.join(done.select("media_id").distinct(), on="media_id", how="left_anti")
@@ -156,7 +156,7 @@ def plan_featurizer(
             spark.read.schema(schema_ddl(MEDIA.columns)).parquet(*paths) if paths else read(spark, lake, MEDIA).limit(0)
         )
         recent = done.where(F.col("run_id").isin(runs_since)).select("media_id").distinct()
-        missing = _media_to_plan(files).join(recent, on="media_id", how="left_anti")
+        missing = media_to_plan(files).join(recent, on="media_id", how="left_anti")
     plan = missing.withColumn("retried", F.lit(False))
     failed = done.where(F.col("error").isNotNull() & (F.col("run_id") != run.run_id))
     if not retry_errors:
@@ -167,7 +167,8 @@ def plan_featurizer(
     return plan.select("media_id", "size_bytes", "file", F.lit(due.spec.id).alias("featurizer"), "retried")
 
 
-def _media_to_plan(media: DataFrame) -> DataFrame:
+def media_to_plan(media: DataFrame) -> DataFrame:
+    """(media_id, size_bytes, file) of rows of `media` just read, `file` as Spark's readers take it."""
     from pyspark.sql import functions as F
 
     # file_path is percent-encoded, and url_decode would take a plus sign for a space

@@ -16,7 +16,7 @@ from jobs import featurize, runs
 from jobs.commit import last_transaction
 from jobs.config import Config, load_config
 from jobs.lake import Lake, append, open_lake, read, version
-from jobs.work import Selection, prepare
+from jobs.work import Selection, media_to_plan, prepare
 from schemas import DOCUMENTS, FEATURES, FRAMES, MEDIA, MENTIONS
 from schemas.table import schema_ddl
 
@@ -91,7 +91,7 @@ def test_every_media_gets_one_row_broken_ones_an_error_and_a_second_run_adds_not
     good = jpeg(1)
     bomb = io.BytesIO()
     Image.new("1", (2000, 2000)).save(bomb, "PNG")
-    ids = add_media(spark, lake, [good, good[: len(good) // 2], b"\xff\xd8\xff\xe0 nonsense", bomb.getvalue()])
+    ids = add_media(spark, lake, [good, good[: len(good) // 2], b"no picture at all", bomb.getvalue()])
     execute(spark, lake, config, "a")
     rows = {row.media_id: row for row in read(spark, lake, FEATURES).collect()}
     assert sorted(rows) == sorted(ids)
@@ -143,7 +143,7 @@ def test_a_run_that_was_taken_over_after_planning_commits_nothing_twice(
         with runs.executing(spark, lake, **arguments, expiry_s=0) as quick:
             runs.finish(spark, lake, quick, featurize.run(spark, lake, config, quick, work, Selection()),
                         mlflow_run_id=None)  # fmt: skip
-        plan = read(spark, lake, MEDIA).selectExpr("media_id", f"array('{ID}') AS due", "_metadata.file_path AS file")
+        plan = media_to_plan(read(spark, lake, MEDIA)).selectExpr("media_id", f"array('{ID}') AS due", "file")
         files = [featurize.MediaFile(row.file, 3, 1000) for row in plan.select("file").distinct().collect()]
         staged = featurize.stage_wave(spark, plan, files, work.due, config.featurize, f"{lake.staging('slow')}/wave-0")
         featurize.append_frames(spark, lake, staged)

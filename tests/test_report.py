@@ -54,7 +54,7 @@ def features_of(text: str) -> list[dict[str, Any]]:
         {
             "featurizer": ENTITY,
             "code": "model_failed",
-            "found": [rows.found(label=text, text=text, box=box), rows.found(text=text)],
+            "found": [rows.found(label=text, text=text, box=box), rows.found(text=text), rows.found(text=f"{text} 7")],
         },
     ]
 
@@ -120,7 +120,7 @@ def test_an_empty_report_is_a_page_too() -> None:
 def test_a_picture_gathers_what_each_kind_of_featurizer_found() -> None:
     picture = picture_of(rows.frame("cat"), features_of("x"), {"url": "u", "page_title": "a title"})
     assert picture.concepts == [("x", 0.5)] and picture.objects == [("x", 1)]
-    assert picture.texts == ["x"] and picture.entities == [("x", "x")]
+    assert picture.texts == ["x 7"] and picture.entities == [("x", "x")]
     assert picture.errors == [(ENTITY, "model_failed")] and picture.caption == "a title"
     assert [(box.kind, round(box.width, 6)) for box in picture.boxes] == [("text", 0.4), ("object", 0.4)]
 
