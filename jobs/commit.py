@@ -110,6 +110,7 @@ def commit_wave(
     commit that was lost, dropped silently or with a concurrency exception, is answered by looking again at what is
     there and committing what is left. Raises RunTakenOver, and CommitLost after too many attempts.
     """
+    lost = concurrency_errors()
     for _ in range(COMMIT_ATTEMPTS):
         run.check_owned()
         before = version(spark, lake, table)
@@ -119,7 +120,7 @@ def commit_wave(
             return transaction
         try:
             write(rows, transaction)
-        except concurrency_errors():
+        except lost:
             pass  # the log tells whether it was lost
         commit = find_commit(log_entries(spark, lake, table, after=before), app_id, transaction)
         if commit is not None and commit.owner == run.owner and commit.n_rows == n_rows:

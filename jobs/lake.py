@@ -121,7 +121,10 @@ def version(spark: SparkSession, lake: Lake, table: Table) -> int:
 
 
 def concurrency_errors() -> tuple[type[Exception], ...]:
-    """The exceptions by which Delta says that another writer was there first."""
+    """The exceptions by which Delta says that another writer was there first.
+
+    Ask before the commit: the first call imports what turns Java's exceptions into these.
+    """
     from delta import exceptions
 
     return (
@@ -156,10 +159,11 @@ def append(
 
 def repeated(commit: Callable[[], T]) -> T:
     """`commit()`, repeated while another writer keeps being there first; for updates that stay right when repeated."""
+    lost = concurrency_errors()
     for left in reversed(range(UPDATE_ATTEMPTS)):
         try:
             return commit()
-        except concurrency_errors():
+        except lost:
             if not left:
                 raise
     raise AssertionError("unreachable")
