@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -118,10 +118,8 @@ def commit_wave(
         n_rows = rows.count()
         if not n_rows:
             return transaction
-        try:
+        with suppress(*lost):  # the log tells whether it was lost
             write(rows, transaction)
-        except lost:
-            pass  # the log tells whether it was lost
         commit = find_commit(log_entries(spark, lake, table, after=before), app_id, transaction)
         if commit is not None and commit.owner == run.owner and commit.n_rows == n_rows:
             return transaction + 1
