@@ -48,6 +48,9 @@ class DecodeError(ValueError):
         self.detail = detail
 
 
+ALL = slice(None)  # of rows or columns
+
+
 def decode_image(data: bytes | memoryview, *, max_pixels: int) -> Image:
     """The picture in `data`, upright, (H, W, 3) RGB uint8; of an animation the first frame.
 
@@ -201,20 +204,22 @@ def _torch() -> Any:
     return torch
 
 
-def resize(image: Image, width: int, height: int) -> Image:
+def resize(image: Image, width: int, height: int, *, rows: slice = ALL, columns: slice = ALL) -> Image:
     """`image` at `width` x `height`, antialiased bicubic (Keys 1981, a = -0.5), across first and then down.
+
+    Of the result only `rows` and `columns` are copied out: torch's planes to interleaved RGB, 0.35 ms for all of it.
 
     torch's uint8 kernel in 16-bit fixed point on AVX, 6 times faster than Pillow's. Within one grey level of Pillow's
     BICUBIC on pictures, two in less than 1 of 10,000 values of pure noise. Pillow 13 takes tall pictures down first
     and across second, which differs more where the cubic overshoots black or white.
     """
     if image.shape[:2] == (height, width):
-        return image
+        return image if rows == columns == ALL else np.ascontiguousarray(image[rows, columns])
     torch = _torch()
     with torch.inference_mode():
-        source = torch.from_numpy(_writable(image)).permute(2, 0, 1).unsqueeze(0)  # NCHW shape, NHWC memory: no copy
+        source = torch.from_numpy(_writable(image)[None]).permute(0, 3, 1, 2)  # NCHW shape, NHWC memory: no copy
         resized = torch.nn.functional.interpolate(source, size=(height, width), mode="bicubic", antialias=True)
-        result: Image = np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
+        result: Image = resized[0].permute(1, 2, 0)[rows, columns].contiguous().numpy()
     return result
 
 
@@ -267,8 +272,8 @@ def fit(image: Image, spec: FeaturizerSpec) -> Image:
     if spec.fit == "crop":
         if place.width * place.height > MAX_RESIZE_WASTE * size * size:
             return _resized_window(image, place, size)
-        resized = resize(image, place.width, place.height)
-        return np.ascontiguousarray(resized[place.top : place.top + size, place.left : place.left + size])
+        rows, columns = slice(place.top, place.top + size), slice(place.left, place.left + size)
+        return resize(image, place.width, place.height, rows=rows, columns=columns)
     resized = resize(image, place.width, place.height)
     if spec.fit == "native":
         return resized
