@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -71,16 +72,16 @@ def as_jpeg(picture: Image, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def main() -> None:
-    """Write the golden vectors of every spec: `python -m tests.contract_pictures`, after a deliberate new version."""
-    from featurizers.spec import all_specs
+def main(ids: Sequence[str]) -> None:
+    """Write the golden vectors of the specs named, else of all: for a new featurizer or a deliberate new version."""
+    from featurizers.spec import all_specs, find_spec
 
     GOLDEN.mkdir(parents=True, exist_ok=True)
-    for spec in all_specs():
+    for spec in [find_spec(one) for one in ids] or all_specs():
         vectors = golden_rows(spec, extracted(spec, [photograph(GOLDEN_PICTURE[spec.kind])]))
         np.savez_compressed(GOLDEN / f"{spec.id}.npz", vectors=vectors)
         print(f"{spec.id}: {len(vectors)} vectors")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
