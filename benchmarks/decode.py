@@ -20,7 +20,7 @@ from featurizers.spec import FeaturizerSpec, Image
 WHAT = "baseline 4:2:0 JPEG to a 224-pixel crop, against Pillow decode + bicubic"
 REACH = 2.5
 N_GENERATED = 12
-N_ROUNDS = 7
+N_ROUNDS = 21
 FALLOFF = 1.5  # of amplitude with frequency; gives about 110 KB, as photographs of this size have
 CROP = FeaturizerSpec(
     family="concept_benchmark",

@@ -48,9 +48,6 @@ class DecodeError(ValueError):
         self.detail = detail
 
 
-ALL = slice(None)  # of rows or columns
-
-
 def decode_image(data: bytes | memoryview, *, max_pixels: int) -> Image:
     """The picture in `data`, upright, (H, W, 3) RGB uint8; of an animation the first frame.
 
@@ -204,23 +201,47 @@ def _torch() -> Any:
     return torch
 
 
-def resize(image: Image, width: int, height: int, *, rows: slice = ALL, columns: slice = ALL) -> Image:
+def resize(image: Image, width: int, height: int) -> Image:
     """`image` at `width` x `height`, antialiased bicubic (Keys 1981, a = -0.5), across first and then down.
-
-    Of the result only `rows` and `columns` are copied out: torch's planes to interleaved RGB, 0.35 ms for all of it.
 
     torch's uint8 kernel in 16-bit fixed point on AVX, 6 times faster than Pillow's. Within one grey level of Pillow's
     BICUBIC on pictures, two in less than 1 of 10,000 values of pure noise. Pillow 13 takes tall pictures down first
     and across second, which differs more where the cubic overshoots black or white.
     """
     if image.shape[:2] == (height, width):
-        return image if rows == columns == ALL else np.ascontiguousarray(image[rows, columns])
+        return image
+    return _resample(image, width, height, n_columns=width)
+
+
+def _resample(image: Image, width: int, height: int, *, n_columns: int) -> Image:
+    """The first `n_columns` columns of `image` at `width` x `height`."""
     torch = _torch()
+    # reshape, not image[None], whose stride of 0 makes torch answer in planes that must be interleaved again (0.2 ms).
+    interleaved = _writable(image).reshape(1, *image.shape)
     with torch.inference_mode():
-        source = torch.from_numpy(_writable(image)[None]).permute(0, 3, 1, 2)  # NCHW shape, NHWC memory: no copy
-        resized = torch.nn.functional.interpolate(source, size=(height, width), mode="bicubic", antialias=True)
-        result: Image = resized[0].permute(1, 2, 0)[rows, columns].contiguous().numpy()
+        source = torch.from_numpy(interleaved).permute(0, 3, 1, 2)  # NCHW shape, NHWC memory: no copy
+        # What torch.nn.functional.interpolate calls, which accepts a size or a scale but not one of each.
+        resampled = torch.ops.aten._upsample_bicubic2d_aa(
+            source, (height, n_columns), False, height / image.shape[0], width / image.shape[1]
+        )
+        result: Image = resampled[0].permute(1, 2, 0).contiguous().numpy()
     return result
+
+
+def resize_window(image: Image, place: Placement, size: int) -> Image:
+    """The `size` x `size` window of `place` out of the resized `image`: bit for bit `resize`, then cut.
+
+    Only the rows that the window's filter reaches go across, to no further than the window's last column, and only the
+    window's columns go down: three quarters of the time of resizing it all, for the centre of a 3:2 picture.
+    """
+    height, width = image.shape[:2]
+    columns, rows = slice(place.left, place.left + size), slice(place.top, place.top + size)
+    if (width, height) == (place.width, place.height):
+        return np.ascontiguousarray(image[rows, columns])
+    first, last, _, _ = _source_span(place.top, size, height / place.height, height)
+    across = np.empty((height, size, 3), np.uint8)  # rows outside first..last stay undefined, and reach no row of ours
+    across[first:last] = _resample(image[first:last], place.width, last - first, n_columns=columns.stop)[:, columns]
+    return resize(across, size, place.height)[rows]
 
 
 def _writable(image: Image) -> Image:
@@ -271,9 +292,8 @@ def fit(image: Image, spec: FeaturizerSpec) -> Image:
     size = spec.image_size
     if spec.fit == "crop":
         if place.width * place.height > MAX_RESIZE_WASTE * size * size:
-            return _resized_window(image, place, size)
-        rows, columns = slice(place.top, place.top + size), slice(place.left, place.left + size)
-        return resize(image, place.width, place.height, rows=rows, columns=columns)
+            return _resize_window_of_strip(image, place, size)
+        return resize_window(image, place, size)
     resized = resize(image, place.width, place.height)
     if spec.fit == "native":
         return resized
@@ -282,7 +302,7 @@ def fit(image: Image, spec: FeaturizerSpec) -> Image:
     return canvas
 
 
-def _resized_window(image: Image, place: Placement, size: int) -> Image:
+def _resize_window_of_strip(image: Image, place: Placement, size: int) -> Image:
     """The window of `place` alone, by Pillow, whose source box may be fractional.
 
     Across first and then down, as the whole picture would be: rounding between the two passes shows in the result.

@@ -24,6 +24,7 @@ from featurizers.decode import (
     placement,
     probe,
     resize,
+    resize_window,
     thumbnail,
     upright_boxes,
 )
@@ -334,6 +335,15 @@ def test_a_crop_is_the_one_of_resizing_the_short_side_and_cutting_the_centre_by_
 def test_a_resize_is_within_one_grey_level_of_pillow(width: int, height: int, to: tuple[int, int]) -> None:
     image = noise(width, height)
     assert_close(resize(image, *to), resized_by_pillow(image, *to))
+
+
+@pytest.mark.parametrize("width, height", [(1024, 683), (683, 1024), (257, 256), (256, 257), (90, 41), (224, 700)])
+def test_a_window_is_bit_for_bit_what_is_cut_out_of_the_whole_resized_picture(width: int, height: int) -> None:
+    image = noise(width, height)
+    place = placement(CROP, width, height)
+    whole = resize(image, place.width, place.height)
+    expected = whole[place.top : place.top + 224, place.left : place.left + 224]
+    assert np.array_equal(resize_window(image, place, 224), expected)
 
 
 def test_a_strip_too_long_to_be_resized_whole_is_still_cropped() -> None:
