@@ -72,17 +72,21 @@ def _spec(variant: str, *settings: tuple[str, str | int | float | bool]) -> Feat
 SPECS: tuple[FeaturizerSpec, ...] = (
     # RapidOCR as called plainly: its own lowest line score and nothing dropped besides.
     _spec("rapidocr", ("min_score", 0.5), ("min_letters", 0)),
-    # A first pass of the detector alone on a small copy of the picture; the full pass only where it finds a box.
-    # benchmarks/quality_entities.py measures the lines kept and the cost saved for other sides and thresholds.
+    # A first look of the detector at a small copy of the picture; the full pass only around what it finds there.
+    # benchmarks/quality_entities.py measures the lines kept and the cost saved. Of 116 pictures, box score .3:
+    # side 256, margin 8 / 16 / 24: .87 / .88 / .88 of the lines at .31 / .34 / .38 of the cost; side 192: .84, .31;
+    # side 320: .85, .37; side 416: .87, .42. Without cutting to the regions, side 256: .93 at .70.
     _spec(
         "rapidocr_gated",
         ("min_score", 0.5),
         ("min_letters", 2),
         ("gate_side_px", 256),
         ("gate_box_score", 0.3),
+        ("gate_margin_px", 16),  # of the small copy
     ),
 )
 
+Region = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels, the last two exclusive
 ReadLines = Callable[[Image], "list[Line]"]
 
 
@@ -132,8 +136,8 @@ def load(spec: FeaturizerSpec, weights: Mapping[str, Path], device: str) -> Extr
 def load_reader(spec: FeaturizerSpec, weights: Mapping[str, Path]) -> ReadLines:
     """A function from a picture to its lines, top to bottom; without linking.
 
-    With the settings gate_side_px and gate_box_score the detector first looks at a copy whose longest side is that
-    small, and a picture where it finds no box of that score has no lines.
+    With the settings gate_side_px, gate_box_score and gate_margin_px, lines are looked for in the regions alone where
+    the detector finds a box of that score on a copy whose longest side is that small.
     """
     from rapidocr import RapidOCR
 
@@ -150,15 +154,14 @@ def load_reader(spec: FeaturizerSpec, weights: Mapping[str, Path]) -> ReadLines:
     logging.getLogger("RapidOCR").setLevel(logging.ERROR)
     settings = spec.setting
     min_score, min_letters = float(settings["min_score"]), int(settings["min_letters"])
-    shows_text = _load_gate(engine, settings) if "gate_side_px" in settings else None
+    if "gate_side_px" in settings:
+        engine.text_det = _gated(engine._load_det_model(), settings)
 
     def read(image: Image) -> list[Line]:
         short, long = sorted(image.shape[:2])
         if short < MIN_SIDE_PX or long > MAX_ASPECT * short:
             return []
         bgr = np.ascontiguousarray(image[:, :, ::-1])  # arrays are taken as OpenCV's channel order
-        if shows_text is not None and not shows_text(bgr):
-            return []
         found = engine(bgr)
         if found.txts is None or found.boxes is None:
             return []
@@ -174,23 +177,50 @@ def load_reader(spec: FeaturizerSpec, weights: Mapping[str, Path]) -> ReadLines:
     return read
 
 
-def _load_gate(engine: Any, settings: Mapping[str, Any]) -> Callable[[NDArray[np.uint8]], bool]:
-    """Whether the engine's own detector finds a box on a small copy of a picture."""
+def _gated(detector: Any, settings: Mapping[str, Any]) -> Callable[[NDArray[np.uint8]], Any]:
+    """What RapidOCR calls in place of its `detector`: the same at the same scale, in the regions of a first look."""
     import cv2
+    from rapidocr.ch_ppocr_det import TextDetOutput
 
-    side = int(settings["gate_side_px"])
-    detector = copy.copy(engine._load_det_model())
-    detector.limit_side_len = side
-    detector.limit_type = "max"
-    detector.postprocess_op = copy.copy(detector.postprocess_op)
-    detector.postprocess_op.box_thresh = float(settings["gate_box_score"])
+    side, margin = int(settings["gate_side_px"]), int(settings["gate_margin_px"])
+    glance = copy.copy(detector)
+    glance.limit_side_len, glance.limit_type = side, "max"
+    glance.postprocess_op = copy.copy(detector.postprocess_op)
+    glance.postprocess_op.box_thresh = float(settings["gate_box_score"])
 
-    def shows_text(bgr: NDArray[np.uint8]) -> bool:
-        scale = side / max(bgr.shape[:2])
-        if scale < 1:
-            width, height = (max(1, round(n * scale)) for n in (bgr.shape[1], bgr.shape[0]))
-            bgr = np.asarray(cv2.resize(bgr, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
-        found = detector(bgr)
-        return found.boxes is not None and len(found.boxes) > 0
+    def detect(picture: NDArray[np.uint8]) -> Any:
+        height, width = picture.shape[:2]
+        shrink = min(1.0, side / max(height, width))
+        small = (max(1, round(width * shrink)), max(1, round(height * shrink)))
+        seen = glance(cv2.resize(picture, small, interpolation=cv2.INTER_AREA)).boxes
+        if seen is None:
+            return TextDetOutput()
+        low = np.maximum(0, np.floor((seen.min(axis=1) - margin) / shrink)).astype(int)
+        high = np.minimum((width, height), np.ceil((seen.max(axis=1) + margin) / shrink)).astype(int)
+        enlarge = max(1.0, detector.limit_side_len / min(height, width))  # of the short side, as in the full pass
+        boxes, scores = [], []
+        for x0, y0, x1, y1 in disjoint_regions(np.hstack([low, high]).tolist()):
+            close = copy.copy(detector)
+            close.limit_side_len = round(enlarge * min(x1 - x0, y1 - y0))
+            found = close(np.ascontiguousarray(picture[y0:y1, x0:x1]))
+            if found.boxes is not None:
+                boxes.append(found.boxes + np.array([x0, y0], np.float32))
+                scores += found.scores
+        if not boxes:
+            return TextDetOutput()
+        return TextDetOutput(picture, detector.sorted_boxes(np.concatenate(boxes)), scores)
 
-    return shows_text
+    return detect
+
+
+def disjoint_regions(regions: Sequence[Region]) -> list[Region]:
+    """`regions` with any two that overlap replaced by the one around both, until none do."""
+    apart: list[Region] = []
+    for region in regions:
+        x0, y0, x1, y1 = region
+        while touching := [r for r in apart if x0 < r[2] and r[0] < x1 and y0 < r[3] and r[1] < y1]:
+            apart = [r for r in apart if r not in touching]
+            x0, y0 = min(x0, *(r[0] for r in touching)), min(y0, *(r[1] for r in touching))
+            x1, y1 = max(x1, *(r[2] for r in touching)), max(y1, *(r[3] for r in touching))
+        apart.append((x0, y0, x1, y1))
+    return apart

@@ -8,6 +8,7 @@ from PIL import Image as Pillow
 from PIL import ImageDraw, ImageFont
 
 from featurizers import entity_ocr
+from featurizers.entity_ocr import disjoint_regions
 from featurizers.spec import Image, check_features
 from featurizers.weights import fetch
 
@@ -52,6 +53,25 @@ def test_the_first_pass_lets_a_sign_through_and_stops_a_plain_surface(weights: d
     read = entity_ocr.load_reader(GATED, weights)
     assert [line.text for line in read(sign("HOTEL"))] == ["HOTEL"]
     assert read(np.full((300, 400, 3), 120, np.uint8)) == []
+
+
+def test_the_gated_reader_boxes_a_line_where_the_plain_one_does_in_a_corner_of_a_large_picture(
+    weights: dict[str, Path],
+) -> None:
+    picture = np.full((700, 1000, 3), 120, np.uint8)
+    picture[-160:, -640:] = sign("EXIT 25")
+    (plain,), (gated,) = (entity_ocr.load_reader(spec, weights)(picture) for spec in (PLAIN, GATED))
+    assert gated.text == plain.text == "EXIT 25"
+    assert np.allclose(gated.box, plain.box, atol=0.01)
+
+
+def test_regions_that_overlap_become_one_and_others_stay() -> None:
+    across, down, far, beside = (0, 0, 20, 5), (5, 3, 8, 20), (50, 50, 60, 60), (15, 10, 25, 12)
+    assert disjoint_regions([across, far, beside]) == [across, far, beside]
+    assert disjoint_regions([across, far, down]) == [far, (0, 0, 20, 20)]
+    assert disjoint_regions([across, far, beside, down]) == [far, (0, 0, 25, 20)]  # only the union meets `beside`
+    assert disjoint_regions([(0, 0, 5, 5), (5, 0, 9, 5)]) == [(0, 0, 5, 5), (5, 0, 9, 5)]
+    assert disjoint_regions([]) == []
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 3), (1, 500, 3), (500, 1, 3), (11, 11, 3), (13, 400, 3)])
