@@ -67,8 +67,8 @@ def test_a_batch_of_none_gives_no_features(spec: FeaturizerSpec) -> None:
 
 @every_spec
 def test_features_are_the_same_alone_and_in_a_batch_and_keep_its_order(spec: FeaturizerSpec) -> None:
-    pictures = [small(photograph("coffee"), 400), photograph("page"), small(photograph("motorcycle"), 300)]
-    pictures = pictures[1:] if spec.kind == "entity" else pictures  # reading a picture takes a second
+    pictures = [small(photograph("coffee"), 400), photograph("page")[:, :240], small(photograph("motorcycle"), 300)]
+    pictures = pictures[:2] if spec.kind == "entity" else pictures  # reading a picture takes a second
     together = extracted(spec, pictures)
     check_features(together, spec, len(pictures))
     assert len(together.image)
