@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 from featurizers import onnx_graph
 from featurizers.onnx_graph import Array, Graph
 from featurizers.spec import Extract, Features, FeaturizerSpec, Image, Weights, no_features
-from featurizers.weights import converted
 
 NETWORK = "yolov3_tiny"
 CONVERTER = "yolov3_tiny_onnx@1"  # raise the number with any change of the network that `convert` writes
@@ -209,11 +208,8 @@ def convert(source: Path, target: Path) -> None:
 
 
 def prepare(weights: Mapping[str, Path]) -> dict[str, Path]:
-    """`weights` with the network as ONNX, converted once per machine; what is ONNX already stays as it is."""
-    source = weights[NETWORK]
-    if source.suffix != ".onnx":
-        source = converted(source, name=f"{NETWORK}.onnx", converter=CONVERTER, convert=convert)
-    return {**weights, NETWORK: source}
+    """`weights` with the network as ONNX; the driver calls this once, so that executors convert nothing."""
+    return onnx_graph.as_onnx(weights, NETWORK, converter=CONVERTER, convert=convert)
 
 
 def _sigmoid(x: NDArray[np.float32]) -> NDArray[np.float32]:

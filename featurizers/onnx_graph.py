@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from featurizers.weights import converted
 
 OPSET = 17
 IR_VERSION = 8
@@ -91,6 +93,16 @@ def save(
     )
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(model.SerializeToString())
+
+
+def as_onnx(
+    weights: Mapping[str, Path], network: str, *, converter: str, convert: Callable[[Path, Path], None]
+) -> dict[str, Path]:
+    """`weights` with the file of `network` as ONNX, converted once per machine; what is ONNX already stays as it is."""
+    source = weights[network]
+    if source.suffix != ".onnx":
+        source = converted(source, name=f"{network}.onnx", converter=converter, convert=convert)
+    return {**weights, network: source}
 
 
 def threads() -> int:

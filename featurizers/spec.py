@@ -167,6 +167,14 @@ def featurizer_module(family: str) -> Featurizer:
     return module
 
 
+def prepared(spec: FeaturizerSpec, weights: Mapping[str, Path]) -> Mapping[str, Path]:
+    """`weights` after the module's `prepare(weights)`, where it has one: what setup and the driver convert."""
+    prepare: Callable[[Mapping[str, Path]], Mapping[str, Path]] | None = None
+    if spec.family in families():
+        prepare = getattr(featurizer_module(spec.family), "prepare", None)
+    return weights if prepare is None else prepare(weights)
+
+
 def all_specs() -> list[FeaturizerSpec]:
     """The specs of every module, by id."""
     return sorted((spec for family in families() for spec in featurizer_module(family).SPECS), key=lambda s: s.id)

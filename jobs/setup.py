@@ -111,17 +111,17 @@ def _repository_hint() -> str:
 
 
 def weights() -> str:
-    """Fetch the weights of the configured featurizers and of the linker, and embed the catalogue's names.
+    """Fetch and convert the weights of the configured featurizers and of the linker, and embed the catalogue's names.
 
     Raises WeightsError, UnknownFeaturizer and CatalogueError.
     """
     from featurizers.linking import LINKER_SPEC, prepare_vectors
-    from featurizers.spec import find_spec
+    from featurizers.spec import find_spec, prepared
     from featurizers.weights import cache_dir, resolve
 
     specs = [find_spec(featurizer_id) for featurizer_id in load_config().featurize.featurizers]
     for spec in specs:
-        resolve(spec)
+        prepared(*resolve(spec))
     linker, paths = resolve(LINKER_SPEC)
     prepare_vectors(paths)
     return f"weights of {', '.join(spec.id for spec in [*specs, linker])} in {cache_dir()}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from featurizers.catalogue import CATALOGUE_WEIGHTS, with_catalogue
 from featurizers.linking import LINKER_SPEC
-from featurizers.spec import FeaturizerSpec, featurizer_module, find_spec, fingerprint
+from featurizers.spec import FeaturizerSpec, featurizer_module, find_spec, fingerprint, prepared
 from featurizers.weights import resolve
 from jobs.commit import added_files, log_entries
 from jobs.config import ConfigError, Featurize
@@ -76,7 +76,7 @@ class Work:
 
 
 def prepare(config: Featurize) -> Work:
-    """The configured featurizers and linker with their weights fetched.
+    """The configured featurizers and linker with their weights fetched and converted.
 
     Raises ConfigError, UnknownFeaturizer, WeightsError.
     """
@@ -89,7 +89,7 @@ def prepare(config: Featurize) -> Work:
             spec = with_catalogue(spec, Path(config.catalogue))
         spec, paths = resolve(spec)
         digest = fingerprint(spec, decode_profile=decode_profile, frame_sampling=sampling)
-        return Due(spec=spec, paths=paths, fingerprint=digest)
+        return Due(spec=spec, paths=prepared(spec, paths), fingerprint=digest)
 
     sampling = f"key_frames:{config.max_frames_per_video}"
     specs = [configured_spec(featurizer_id, config) for featurizer_id in dict.fromkeys(config.featurizers)]

@@ -44,3 +44,9 @@ def test_a_family_without_configurable_models_says_so() -> None:
     config = load_config(assignments=["featurize.models={object_yolov3.mine: 'file:///x'}"])
     with pytest.raises(ConfigError, match="object_yolov3 takes no configured model"):
         configured_spec("object_yolov3.mine@1", config.featurize)
+
+
+def test_executors_are_given_networks_that_are_converted_already() -> None:
+    work = prepare(load_config(assignments=["featurize.link_captions=false"]).featurize)
+    networks = [path for one in work.due for name, path in one.paths.items() if name in ("lite0", "yolov3_tiny")]
+    assert [path.suffix for path in networks] == [".onnx", ".onnx"]
