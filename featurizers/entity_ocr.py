@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from featurizers.linking import LINKER_SETTINGS, LINKER_SPEC, load_linker
 from featurizers.minilm import MINILM_DIM
+from featurizers.onnx_graph import threads
 from featurizers.spec import Extract, Features, FeaturizerSpec, Image, Weights, no_features
 
 _SOURCE = "RapidAI/RapidOCR 3.10; PP-OCRv6 small, PaddlePaddle/PaddleOCR"
@@ -103,7 +104,7 @@ def load(spec: FeaturizerSpec, weights: Mapping[str, Path], device: str) -> Extr
     """Each text line is a feature (text, box, score, text vector, no label); each entity linked in it is another one
     behind it (label = catalogue id, text = surface form, the line's box, the entity's vector).
 
-    Runs on the CPU with one thread whatever the device: the models are small and most pictures hold no text.
+    Runs on the CPU whatever the device: the models are small and most pictures hold no text.
     """
     read = load_reader(spec, weights)
     linker = load_linker(weights)
@@ -146,7 +147,7 @@ def load_reader(spec: FeaturizerSpec, weights: Mapping[str, Path]) -> ReadLines:
             "Det.model_path": str(weights["text_detector"]),
             "Rec.model_path": str(weights["text_recognizer"]),
             "Cls.model_path": str(weights["text_direction"]),
-            "EngineConfig.onnxruntime.intra_op_num_threads": 1,
+            "EngineConfig.onnxruntime.intra_op_num_threads": threads(),
             "EngineConfig.onnxruntime.inter_op_num_threads": 1,
             "Global.log_level": "error",
         }

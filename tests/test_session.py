@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from jobs.config import Spark
-from jobs.session import DELTA_JARS, SessionError, check_java, jars, local_cores, settings
+from jobs.session import DELTA_JARS, SessionError, check_java, cpus_per_task, jars, local_cores, memory_bytes, settings
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -52,6 +52,21 @@ def test_a_missing_jar_is_named_with_the_command_that_brings_it(
     monkeypatch.setenv("LAKELENS_CACHE", str(tmp_path))
     with pytest.raises(SessionError, match=r"delta-storage-4.4.0.jar.*run `make setup`"):
         jars()
+
+
+@pytest.mark.parametrize(
+    ("cores", "gigabytes", "cpus"),
+    [(2, 24, 1), (2, 4, 2), (2, 1, 2), (16, 16, 2), (16, 64, 1), (8, 8, 2), (3, 4.5, 2), (1, 4, 1)],
+)
+def test_a_task_takes_more_cores_where_memory_is_short_of_a_worker_for_each(
+    cores: int, gigabytes: float, cpus: int
+) -> None:
+    assert cpus_per_task(cores, int(gigabytes * 2**30)) == cpus
+
+
+def test_memory_is_at_most_the_machines() -> None:
+    total_kib = int(Path("/proc/meminfo").read_text().split()[1])
+    assert 0 < memory_bytes() <= total_kib * 1024
 
 
 @pytest.mark.parametrize(
