@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import logging
 import math
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +24,7 @@ from jobs.lake import Lake
 from jobs.runs import code_version
 
 EXPERIMENT = "lakelens"
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # else its page opens on traces of chats
 BATCH = 100  # parameters or tags of one request, and MAX_VALUE their length: limits of MLflow's REST API
 MAX_VALUE = 500
 METRIC_BATCH = 1000
@@ -116,6 +119,22 @@ def job_run(
         yield tracked
 
 
+def started_by() -> dict[str, str]:
+    """MLflow's own tags of who and what started a run."""
+    return {
+        "mlflow.user": _user(),
+        "mlflow.source.name": " ".join(["lakelens", *sys.argv[1:2]]),
+        "mlflow.source.type": "JOB",
+    }
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's numeric user without a name
+        return str(os.getuid())
+
+
 def log_metrics(tracked: Tracked, metrics: Mapping[str, float]) -> None:
     """Log finite metrics, by the names of `jobs.metrics.flat`, in one request for each thousand."""
 
@@ -170,7 +189,7 @@ def _start(store: Store, *, name: str, tags: Mapping[str, str], warn: Callable[[
 
         client = MlflowClient(tracking_uri=store.uri)
         experiment_id = _experiment(client, store)
-        run = client.create_run(experiment_id, run_name=name, tags=dict(tags))
+        run = client.create_run(experiment_id, run_name=name, tags={**started_by(), **tags})
     except Exception as e:  # a job is worth more than its log
         reason = str(e).splitlines()[0][:200] if str(e) else type(e).__name__
         warn(f"MLflow at {without_credentials(store.uri)} cannot be used, nothing is logged there: {reason}")
@@ -185,7 +204,7 @@ def _experiment(client: Any, store: Store) -> str:
         if found is not None:
             return str(found.experiment_id)
         try:
-            return str(client.create_experiment(name, artifact_location=store.artifacts))
+            return str(client.create_experiment(name, artifact_location=store.artifacts, tags=EXPERIMENT_TAGS))
         except Exception:  # another process may have made it in between
             if last:
                 raise
@@ -196,7 +215,7 @@ def _child(parent: Tracked, *, name: str, tags: Mapping[str, str]) -> Tracked:
     nothing = Tracked(client=None, mlflow_run_id=None, experiment_id=None, warn=parent.warn)
     if parent.client is None:
         return nothing
-    all_tags = {**tags, "mlflow.parentRunId": str(parent.mlflow_run_id)}
+    all_tags = {**started_by(), **tags, "mlflow.parentRunId": str(parent.mlflow_run_id)}
     try:
         run = parent.client.create_run(parent.experiment_id, run_name=name, tags=all_tags)
     except Exception as e:  # a job is worth more than its log

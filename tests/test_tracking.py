@@ -69,6 +69,7 @@ def test_a_pipeline_is_a_parent_run_with_a_child_for_each_job(tmp_path: Path) ->
     client = MlflowClient(tracking_uri=tracking_store(lake).uri)
     top, job = client.get_run(str(parent.mlflow_run_id)), client.get_run(str(child.mlflow_run_id))
     assert top.info.status == job.info.status == "FINISHED"
+    assert top.data.tags["mlflow.user"] and job.data.tags["mlflow.source.type"] == "JOB"
     assert job.data.tags["mlflow.parentRunId"] == top.info.run_id
     assert job.data.tags["fingerprint.object_yolov3.tiny.v1"] == "f" * 32
     assert top.data.params["check.max_error_rate.features"] == "0.1"
