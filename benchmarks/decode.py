@@ -14,7 +14,8 @@ import PIL.Image
 import simplejpeg
 
 from benchmarks.row import Row, machine, not_measured
-from featurizers.decode import decode_image, fit
+from featurizers.decode import decode_image
+from featurizers.delivery import fit
 from featurizers.spec import FeaturizerSpec, Image
 
 WHAT = "baseline 4:2:0 JPEG to a 224-pixel crop, against Pillow decode + bicubic"

@@ -24,7 +24,8 @@ import yaml
 from numpy.typing import NDArray
 
 from featurizers import concept_efficientnet, label_bridge, object_yolov3, onnx_graph
-from featurizers.decode import decode_image, fit, placement, resize, upright_boxes
+from featurizers.decode import decode_image
+from featurizers.delivery import fit, placement, resize, upright_boxes
 from featurizers.minilm import MINILM_WEIGHTS, load_text_encoder
 from featurizers.spec import Extract, Features, FeaturizerSpec, Image, all_specs, featurizer_module, find_spec
 from featurizers.weights import fetch, resolve

@@ -51,7 +51,7 @@ class Featurize(_Section):
     featurizers: tuple[str, ...]
     models: dict[str, str] = Field(default_factory=dict)
     catalogue: str | None = None
-    decode_profile: Literal["exact"] = "exact"
+    decode_profile: Literal["exact", "fast"] = "exact"
     max_frames_per_video: int = Field(ge=1)
     max_pixels: int = Field(ge=1)
     link_captions: bool = True

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from featurizers.decode import DecodeError, decode_image, delivery, fit, thumbnail, upright_boxes
+from featurizers.decode import DecodeError, DecodeProfile, decode_reduced, plain_jpeg_size
+from featurizers.delivery import dct_divisor, delivery, fit, thumbnail, upright_boxes
 from featurizers.probe import SNIFF_BYTES, VIDEO_FORMAT, sniff
 from featurizers.spec import Features, FeaturizerSpec, Image, featurizer_module
 from jobs.byte_queue import ByteQueue, Closed
@@ -33,10 +34,11 @@ MEDIA_OVERHEAD_BYTES = 4096  # what a media counts for beside its bytes, so that
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings:
-    """How much at a time; none of it changes what comes out, but for the first two."""
+    """How much at a time; none of it changes what comes out, but for the first three."""
 
     max_pixels: int  # of one picture
     max_frames_per_video: int
+    decode_profile: DecodeProfile = "exact"
     decode_threads: int = 1
     queue_bytes: int = 32 << 20  # of encoded media read ahead, and again of decoded pictures waiting for a featurizer
     output_bytes: int = 4 << 20  # of one Arrow batch: larger ones fall out of the cache (2.3 times slower at 64 MB)
@@ -54,6 +56,16 @@ class _Media:
     @property
     def size_bytes(self) -> int:
         return MEDIA_OVERHEAD_BYTES + (len(self.content) if self.content is not None else self.length or 0)
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """A frame as it was decoded."""
+
+    frame: int  # presentation time, milliseconds
+    width: int  # of the upright picture in full
+    height: int
+    for_each: Sequence[Image]  # of the specs: what it is to be delivered from; one array where it was decoded once
 
 
 @dataclass(frozen=True)
@@ -184,12 +196,10 @@ def _frames(media: _Media, specs: Sequence[FeaturizerSpec], settings: EngineSett
     n_frames = 0
     failure: Error | None = None
     started = time.perf_counter()
-    pictures = _pictures(media, settings)
+    pictures = _pictures(media, specs, settings)
     while True:
         try:
-            frame, image = next(pictures)
-            item = _deliver(media, specs, frame, image)
-            del image
+            item = _deliver(media, specs, next(pictures))
         except StopIteration:
             break
         except _Unreadable as e:
@@ -213,14 +223,18 @@ def _frames(media: _Media, specs: Sequence[FeaturizerSpec], settings: EngineSett
         yield _Decoded(FrameRow(media_id=media.media_id, due=media.due), {}, failure), 0
 
 
-def _deliver(media: _Media, specs: Sequence[FeaturizerSpec], frame: int, image: Image) -> _Decoded:
+def _deliver(media: _Media, specs: Sequence[FeaturizerSpec], picture: _Picture) -> _Decoded:
     delivered: dict[Delivery, Image] = {}
-    for spec in specs:
+    for spec, image in zip(specs, picture.for_each, strict=True):
         if delivery(spec) not in delivered:
             delivered[delivery(spec)] = fit(image, spec)
-    height, width = image.shape[:2]
     row = FrameRow(
-        media_id=media.media_id, due=media.due, frame=frame, width=width, height=height, thumbnail=thumbnail(image)
+        media_id=media.media_id,
+        due=media.due,
+        frame=picture.frame,
+        width=picture.width,
+        height=picture.height,
+        thumbnail=thumbnail(max(picture.for_each, key=lambda image: image.size)),
     )
     return _Decoded(row, delivered)
 
@@ -229,14 +243,21 @@ class _Unreadable(Exception):
     """The bytes could not be had from where they are stored."""
 
 
-def _pictures(media: _Media, settings: EngineSettings) -> Iterator[tuple[int, Image]]:
+def _pictures(media: _Media, specs: Sequence[FeaturizerSpec], settings: EngineSettings) -> Iterator[_Picture]:
     data = media.content if media.content is not None else _read_pack(media)
     if sniff(bytes(data[:SNIFF_BYTES])) in VIDEO_FORMAT:
         from featurizers.video import key_frames
 
-        yield from key_frames(bytes(data), max_frames=settings.max_frames_per_video, max_pixels=settings.max_pixels)
-    else:
-        yield 0, decode_image(data, max_pixels=settings.max_pixels)
+        limits = {"max_frames": settings.max_frames_per_video, "max_pixels": settings.max_pixels}
+        for frame, image in key_frames(bytes(data), **limits):
+            yield _Picture(frame, image.shape[1], image.shape[0], [image] * len(specs))
+        return
+    size = plain_jpeg_size(data) if settings.decode_profile == "fast" else None
+    divisors = [1 if size is None else dct_divisor(spec, *size) for spec in specs]
+    decoded = {d: decode_reduced(data, max_pixels=settings.max_pixels, divisor=d) for d in sorted(set(divisors))}
+    largest, divisor = decoded[min(decoded)]
+    height, width = largest.shape[0] * divisor, largest.shape[1] * divisor
+    yield _Picture(0, width, height, [decoded[d][0] for d in divisors])
 
 
 def _read_pack(media: _Media) -> bytes:

@@ -47,7 +47,10 @@ def stage_wave(
     described = [(one.spec, dict(one.paths), one.fingerprint) for one in due]
     threads = int(spark.conf.get("spark.task.cpus", "1") or 1)
     settings = EngineSettings(
-        max_pixels=config.max_pixels, max_frames_per_video=config.max_frames_per_video, decode_threads=threads
+        max_pixels=config.max_pixels,
+        max_frames_per_video=config.max_frames_per_video,
+        decode_profile=config.decode_profile,
+        decode_threads=threads,
     )
 
     def extract(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

@@ -14,7 +14,8 @@ import yaml
 from numpy.typing import NDArray
 
 from featurizers import weights
-from featurizers.decode import decode_image, fit
+from featurizers.decode import decode_image
+from featurizers.delivery import fit
 from featurizers.spec import Extract, Features, FeaturizerSpec, Image, featurizer_module
 
 GOLDEN = Path(__file__).parent / "data" / "golden_vectors"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from featurizers import concept_clip
-from featurizers.decode import fit
+from featurizers.delivery import fit
 from featurizers.spec import FeaturizerSpec, check_features
 from featurizers.weights import WeightsError, resolve
 

@@ -17,11 +17,13 @@ import PIL.Image
 import pyarrow as pa
 import pytest
 
-from featurizers.decode import DecodeError, decode_image, fit, upright_boxes
+from featurizers.decode import DecodeError, decode_image
+from featurizers.delivery import fit, upright_boxes
 from featurizers.spec import Extract, Features, FeaturizerSpec, Image, no_features
 from featurizers.video import key_frames
 from jobs.engine import STAGED, DeviceFailed, EngineSettings, Loaded, featurize_media
 from jobs.inference import infer_batch, is_out_of_memory
+from tests.pictures import encode, noise
 
 SETTINGS = EngineSettings(max_pixels=100_000, max_frames_per_video=3, decode_threads=2)
 MEDIA_SCHEMA = pa.schema(
@@ -264,6 +266,30 @@ def test_specs_that_want_the_same_delivery_get_the_very_same_pixels() -> None:
     list(featurize_media(media([picture((9, 99, 9))], [[s.id for s in specs.values()]]), featurizers, SETTINGS))
     assert seen["a"][0] is seen["b"][0]
     assert seen["c"][0].shape == (16, 16, 3)
+
+
+def test_the_fast_profile_gives_a_featurizer_the_same_pixels_whatever_else_is_due() -> None:
+    specs = {"small": a_spec("small", image_size=16), "large": a_spec("large", image_size=64)}
+    seen: dict[str, list[Image]] = {name: [] for name in specs}
+
+    def recording(name: str, spec: FeaturizerSpec) -> Extract:
+        def extract(images: Sequence[Image]) -> Features:
+            seen[name] += images
+            return mean_colour(spec)(images)
+
+        return extract
+
+    jpeg = encode(noise(640, 400), "JPEG")
+    fast = EngineSettings(max_pixels=1_000_000, max_frames_per_video=1, decode_profile="fast")
+    featurizers = [loaded(spec, recording(name, spec)) for name, spec in specs.items()]
+    ids = [spec.id for spec in specs.values()]
+    for due in (ids[:1], ids[1:], ids):
+        rows = [row for batch in featurize_media(media([jpeg], [due]), featurizers, fast) for row in batch.to_pylist()]
+        assert [(row["width"], row["height"]) for row in rows] == [(640, 400)]
+    for name, spec in specs.items():
+        alone, together = seen[name]
+        assert np.array_equal(alone, together)
+        assert not np.array_equal(alone, fit(decode_image(jpeg, max_pixels=1_000_000), spec))
 
 
 def test_batches_mix_the_frames_of_different_media_and_are_full_but_for_the_last() -> None:

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image as PillowImage
 
 import featurizers
-from featurizers.decode import decode_image, fit
+from featurizers.decode import decode_image
+from featurizers.delivery import fit
 from featurizers.spec import FeaturizerSpec, Image, all_specs, check_features, families
 from tests.contract_pictures import (
     GOLDEN,

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.quality import labelled_photographs, object_average_precision
 from featurizers import object_yolov3
-from featurizers.decode import fit, upright_boxes
+from featurizers.delivery import fit, upright_boxes
 from featurizers.object_yolov3 import (
     ANCHORS_PX,
     COARSE_ANCHORS,

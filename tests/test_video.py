@@ -11,7 +11,8 @@ import av
 import numpy as np
 import pytest
 
-from featurizers.decode import DecodeError, probe
+from featurizers.decode import DecodeError
+from featurizers.probe import probe
 from featurizers.spec import Image
 from featurizers.video import key_frames, spread
 
