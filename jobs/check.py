@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -45,7 +46,7 @@ class JudgedRun:
     """A run whose rows are judged; `complete` once it did all that it planned."""
 
     run_id: str
-    job: str
+    owner: str  # of the attempt that ended; another one since means that there are rows nobody judged
     complete: bool
     outputs: Mapping[str, str]  # featurizer -> fingerprint
 
@@ -60,7 +61,7 @@ def judged_runs(
         if row["job"] in JUDGED_JOBS and row["run_id"] not in covered and not lives:
             complete = row["status"] not in ("running", "failed")
             outputs = dict(row["outputs"] or {})
-            judged.append(JudgedRun(run_id=row["run_id"], job=row["job"], complete=complete, outputs=outputs))
+            judged.append(JudgedRun(run_id=row["run_id"], owner=row["owner"], complete=complete, outputs=outputs))
     return judged
 
 
@@ -159,9 +160,12 @@ def vector_lengths(config: Config) -> dict[str, int]:
 def reports_folder(lake: Lake, run_id: str) -> Path:
     """Where a run's report and gate results go: in the lake where that is local, else a temporary folder."""
     local = lake.local_folder()
-    if local is None:
-        return Path(tempfile.mkdtemp(prefix="lakelens-")) / run_id
-    return Path(local) / REPORTS / run_id
+    return (Path(local) / REPORTS if local is not None else _temporary_reports()) / run_id
+
+
+@functools.cache
+def _temporary_reports() -> Path:
+    return Path(tempfile.mkdtemp(prefix="lakelens-"))
 
 
 def pins(spark: SparkSession, lake: Lake) -> dict[str, int]:
@@ -204,7 +208,8 @@ def run(spark: SparkSession, lake: Lake, config: Config, run: Run) -> JobResult:
     }
     (folder / "gates.json").write_text(json.dumps(described, indent=1, allow_nan=False) + "\n")
     run.check_owned()
-    marked = judge(spark, lake, run_ids, status, expiry_s=config.featurize.lease_expiry_s)
+    owners = {one.run_id: one.owner for one in judged}
+    marked = judge(spark, lake, owners, status, expiry_s=config.featurize.lease_expiry_s)
     if resumed := sorted(set(run_ids) - set(marked)):
         raise RunRefused(f"run {', '.join(resumed)} was resumed while it was judged; check again when it has ended")
     n_rows = {outcome.table: outcome.n_rows for outcome in outcomes}
@@ -218,7 +223,6 @@ def run(spark: SparkSession, lake: Lake, config: Config, run: Run) -> JobResult:
         message=message,
         metrics={"expectations": len(outcomes), "expectations_failed": len(failures)},
         covers=run_ids,
-        report=str(folder / "index.html"),
         artifacts=[str(folder)],
     )
 

@@ -50,7 +50,7 @@ class Common:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class Ending:
     """What a command ends with."""
 
     exit_code: int
@@ -60,7 +60,9 @@ class Outcome:
 
 def exit_code_of(error: BaseException) -> int:
     """1 for what is worth retrying, 2 for what is wrong with the request."""
+    from featurizers.catalogue import CatalogueError
     from featurizers.spec import UnknownFeaturizer
+    from featurizers.weights import WeightsError, WeightsUnreachable
     from jobs.check import DiscardRefused
     from jobs.lake import LakeError
     from jobs.runs import RunPublished
@@ -69,26 +71,43 @@ def exit_code_of(error: BaseException) -> int:
 
     wrong_request: tuple[type[BaseException], ...] = (
         ConfigError, UnknownFeaturizer, LakeError, SessionError, SourceError, DiscardRefused, RunPublished,
-        PermissionError,
+        CatalogueError, WeightsError, PermissionError,
     )  # fmt: skip
+    if isinstance(error, WeightsUnreachable):
+        return WORTH_RETRYING
     return BAD_USAGE if isinstance(error, wrong_request) else WORTH_RETRYING
 
 
-def _one_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+def run_of(error: BaseException) -> dict[str, Any]:
+    """The run id that a failed command can be given again, where it had begun a run (a note of `jobs.run`)."""
+    noted = [note.removeprefix("run_id=") for note in getattr(error, "__notes__", []) if note.startswith("run_id=")]
+    return {"run_id": noted[-1]} if noted else {}
 
 
-def _finish(command: str, debug: bool, as_json: bool, action: Callable[[], Outcome]) -> None:
+def one_line(error: BaseException) -> str:
+    """What an error says, in one line: of a Python worker's the exception that ended it, without Spark's words."""
+    try:
+        said = str(error)
+    except Exception:  # Java's exceptions ask the JVM for their text, and it may be what died
+        return f"{type(error).__name__}: Spark's JVM is gone; the same --run-id resumes what was committed"
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    raised = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Failed|Unavailable|Incomplete)\b", line)]
+    return raised[-1] if type(error).__name__ == "PythonException" and raised else lines[0]
+
+
+def _finish(command: str, debug: bool, as_json: bool, action: Callable[[], Ending]) -> None:
     """Run `action`; whatever happens ends as one message and an exit code."""
     try:
         outcome = action()
-    except KeyboardInterrupt:
-        outcome = Outcome(exit_code=WORTH_RETRYING, message="interrupted; the same --run-id resumes it")
+    except KeyboardInterrupt as e:
+        message = "interrupted; the same --run-id resumes it"
+        outcome = Ending(exit_code=WORTH_RETRYING, message=message, facts=run_of(e))
     except Exception as e:
         if debug:
             traceback.print_exc()
-        outcome = Outcome(exit_code=exit_code_of(e), message=_one_line(e))
+        outcome = Ending(exit_code=exit_code_of(e), message=one_line(e), facts=run_of(e))
     if as_json:
         print(
             json.dumps(
@@ -96,8 +115,9 @@ def _finish(command: str, debug: bool, as_json: bool, action: Callable[[], Outco
             )
         )
     else:
-        stream = sys.stdout if outcome.exit_code in (FINISHED, REJECTED) else sys.stderr
-        print(f"lakelens {command}: {outcome.message}", file=stream)
+        is_failed = outcome.exit_code not in (FINISHED, REJECTED)
+        resumed = f" (--run-id {outcome.facts['run_id']})" if is_failed and "run_id" in outcome.facts else ""
+        print(f"lakelens {command}: {outcome.message}{resumed}", file=sys.stderr if is_failed else sys.stdout)
     raise typer.Exit(outcome.exit_code)
 
 
@@ -128,7 +148,7 @@ def crawl(
 ) -> None:  # fmt: skip
     """Fetch the configured sources into fetches, documents and media."""
 
-    def action() -> Outcome:
+    def action() -> Ending:
         from jobs.run import run_jobs
 
         return run_jobs(_common(lake, conf, set_, run_id, json_, debug), ["crawl"])
@@ -150,7 +170,7 @@ def featurize(
 ) -> None:  # fmt: skip
     """Compute frames, features and mentions of the media that lack them."""
 
-    def action() -> Outcome:
+    def action() -> Ending:
         from jobs.run import run_jobs
         from jobs.work import Selection
 
@@ -170,7 +190,7 @@ def check(
 ) -> None:  # fmt: skip
     """Judge what no accepted run covers yet; accepting it publishes it."""
 
-    def action() -> Outcome:
+    def action() -> Ending:
         from jobs.run import discard_run, run_jobs
 
         common = _common(lake, conf, set_, run_id, json_, debug)
@@ -187,7 +207,7 @@ def run(
 ) -> None:  # fmt: skip
     """Crawl, featurize and check as one pipeline."""
 
-    def action() -> Outcome:
+    def action() -> Ending:
         from jobs.run import PIPELINE, run_jobs
 
         return run_jobs(_common(lake, [*(conf or []), file], set_, run_id, json_, debug), PIPELINE)
@@ -203,7 +223,7 @@ def demo(
 ) -> None:  # fmt: skip
     """Run the whole pipeline on the sample media, into ./lake."""
 
-    def action() -> Outcome:
+    def action() -> Ending:
         from jobs.demo import demo_overrides, prepared_sample, serve
         from jobs.run import PIPELINE, run_jobs
 
@@ -222,7 +242,7 @@ def tables(
 ) -> None:  # fmt: skip
     """Show what the lake holds: tables, featurizers, recent runs."""
 
-    def action() -> Outcome:
+    def action() -> Ending:
         from jobs.tables import show_tables
 
         return show_tables(_common(lake, conf, set_, None, json_, debug))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 
 class ConfigError(ValueError):
@@ -59,6 +59,14 @@ class Featurize(_Section):
     wave_bytes: int = Field(ge=1)
     heartbeat_s: float = Field(gt=0)
     lease_expiry_s: float = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _lease_outlives_missed_beats(self) -> Featurize:
+        if self.lease_expiry_s < 3 * self.heartbeat_s:
+            raise ValueError(
+                f"lease_expiry_s is {self.lease_expiry_s:g}, allowed: at least 3 heartbeats of {self.heartbeat_s:g} s"
+            )
+        return self
 
 
 class ErrorBudget(_Section):
@@ -120,7 +128,7 @@ def _read_yaml(text: str, name: str) -> dict[str, Any]:
     try:
         parsed = yaml.safe_load(text)
     except yaml.YAMLError as e:
-        raise ConfigError(f"{name} is not YAML: {e}") from e
+        raise ConfigError(f"{name} is not YAML: {' '.join(str(e).split())}") from e
     if parsed is None:
         return {}
     if not isinstance(parsed, dict):
@@ -148,6 +156,8 @@ def _explain(error: ValidationError) -> str:
             lines.append(f"{name} is not a configuration key; allowed here: {allowed}")
         elif problem["type"] == "missing":
             lines.append(f"{name} is missing")
+        elif problem["type"] == "value_error":  # of a whole section
+            lines.append(f"{name}: {problem['ctx']['error']}")
         else:
             lines.append(f"{name} = {problem['input']!r}: {problem['msg']}")
     return "; ".join(lines)
@@ -172,9 +182,11 @@ def load_config(
         raw = merge(raw, _read_yaml(_built_in(name), f"conf/{name}"))
     for file in files:
         try:
-            text = file.read_text()
+            text = file.read_text(encoding="utf-8")
         except OSError as e:
             raise ConfigError(f"configuration file {file} cannot be read: {e.strerror}") from e
+        except UnicodeDecodeError as e:
+            raise ConfigError(f"configuration file {file} is not UTF-8: {e}") from e
         raw = merge(raw, _read_yaml(text, str(file)))
     raw = merge(raw, overrides or {})
     for assignment in assignments:

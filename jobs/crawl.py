@@ -322,48 +322,40 @@ def staged_waves(spark: SparkSession, lake: Lake, run: Run) -> list[int]:
     return [wave for wave in waves if fs.exists(file_system(spark, f"{wave_uri(lake, run, wave)}/_SUCCESS")[1])]
 
 
-def measured(spark: SparkSession, lake: Lake, run: Run, plan: DataFrame, counts: Mapping[str, int]) -> dict[str, float]:
-    """What the run committed: documents by source and error, attempts, bytes, new media, milliseconds."""
+def counted(
+    spark: SparkSession, lake: Lake, run: Run, plan: DataFrame, counts: Mapping[str, int]
+) -> tuple[str, dict[str, float]]:
+    """What a crawl did, in words and as metrics beyond those of every run: documents by source, retries, new media."""
     from pyspark.sql import functions as F
 
     attempts = read(spark, lake, FETCHES).where(F.col("run_id") == run.run_id)
-    ended = F.col("started_at").cast("double") + F.col("ms") / 1e3
-    percentiles = F.percentile_approx("ms", [0.5, 0.95, 0.99], 10_000)
-    totals = attempts.agg(
-        F.count("*").alias("n"),
-        F.coalesce(F.sum("bytes"), F.lit(0)).alias("bytes"),
-        percentiles.alias("ms"),
-        (F.max(ended) - F.min(F.col("started_at").cast("double"))).alias("s"),
-    ).collect()[0]
+    n_attempts = attempts.count()
     # Documents without any attempt (an unusable URL, a host left alone) stand in `documents` alone.
     documents = read(spark, lake, DOCUMENTS)
     for rows, name in ((attempts, "tried"), (plan, "planned")):
         documents = documents.join(rows.select("doc_id", F.lit(True).alias(name)).distinct(), on="doc_id", how="left")
     ours = documents.where("tried OR (planned AND fetched_at IS NULL)")
-    by = ours.groupBy("source", "tried", F.col("error.code").alias("code"))
-    metrics: dict[str, float] = {"documents": 0, "documents_with_media": 0}
-    for row in by.count().collect():
-        names = ["documents" if row["tried"] else "documents_untried"]
-        names += [f"documents/{row['source']}"] if row["tried"] else []
-        names += [f"errors/{row['code']}"] if row["code"] else ["documents_with_media"]
-        for name in names:
-            metrics[name] = metrics.get(name, 0) + row["count"]
+    by = ours.groupBy("source", "tried", F.col("error").isNotNull().alias("failed")).count().collect()
+    n_fetched = sum(row["count"] for row in by if row["tried"])
+    by_source: dict[str, float] = {}
+    for row in by:
+        if row["tried"]:
+            by_source[f"documents/{row['source']}"] = by_source.get(f"documents/{row['source']}", 0.0) + row["count"]
     stored = read(spark, lake, MEDIA).where(F.col("ingested_at") >= F.lit(run.started))
     stored = stored.join(ours.select("media_id"), on="media_id", how="left_semi")
     media = stored.agg(F.count("*").alias("n"), F.coalesce(F.sum("size_bytes"), F.lit(0)).alias("bytes")).collect()[0]
-    metrics |= {
-        "fetches": totals["n"],
-        "retries": totals["n"] - metrics["documents"],
-        "bytes": totals["bytes"],
-        "media": media["n"],
-        "media_bytes": media["bytes"],
+    metrics = {
+        "documents_untried": sum(row["count"] for row in by if not row["tried"]),
+        "retries": n_attempts - n_fetched,
+        "new_media": media["n"],
+        "new_media_bytes": media["bytes"],
         "sightings": counts["seen"],
         "duplicates": counts["seen"] - counts["distinct"],
+        **by_source,
     }
-    if totals["n"]:
-        metrics |= {f"latency_ms/fetch_p{p}": ms for p, ms in zip((50, 95, 99), totals["ms"], strict=True)}
-        metrics["throughput/documents_per_s"] = metrics["documents"] / max(totals["s"], 1e-3)
-    return {name: float(value) for name, value in metrics.items()}
+    n_failed = sum(row["count"] for row in by if row["failed"])
+    said = f"{counts['distinct']} documents seen, {n_fetched} fetched, {media['n']} new media, {n_failed} with errors"
+    return said, {name: float(value) for name, value in metrics.items()}
 
 
 def run(spark: SparkSession, lake: Lake, config: Config, run: Run) -> JobResult:
@@ -392,9 +384,6 @@ def run(spark: SparkSession, lake: Lake, config: Config, run: Run) -> JobResult:
         run.check_owned()
         commit_wave(spark, lake, run, transaction)
         remove_folder(spark, wave_uri(lake, run, transaction))
-    metrics = measured(spark, lake, run, plan, counts)
+    message, metrics = counted(spark, lake, run, plan, counts)
     remove_folder(spark, lake.staging(run.run_id))
-    n_errors = sum(n for name, n in metrics.items() if name.startswith("errors/"))
-    counted = f"{counts['distinct']} documents seen, {metrics['documents']:.0f} fetched"
-    message = f"{counted}, {metrics['media']:.0f} new media, {n_errors:.0f} with errors"
     return JobResult(status="finished", message=message, metrics=metrics)

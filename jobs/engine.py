@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from featurizers.decode import DecodeError, DecodeProfile, decode_reduced, plain_jpeg_size
@@ -19,14 +20,11 @@ from featurizers.delivery import dct_divisor, delivery, fit, thumbnail, upright_
 from featurizers.probe import SNIFF_BYTES, VIDEO_FORMAT, sniff
 from featurizers.spec import Features, FeaturizerSpec, Image, featurizer_module
 from jobs.byte_queue import ByteQueue, Closed
-from jobs.inference import DeviceFailed as DeviceFailed
-from jobs.inference import Loaded as Loaded
-from jobs.inference import Outcome, infer_batch
-from jobs.staged import STAGED as STAGED
+from jobs.inference import Loaded, Outcome, infer_batch
 from jobs.staged import FrameRow, record_batch
 from schemas.errors import Error, ErrorCode, error
 
-Delivery = tuple[str, int, int, int]  # of featurizers.decode.delivery
+Delivery = tuple[str, int, int, int]  # of featurizers.delivery.delivery
 # Measured with the three default featurizers: batches of 16, 8 and 8 take as long per picture and 350 MB more.
 CPU_BATCH_SIZE = 1
 MEDIA_OVERHEAD_BYTES = 4096  # what a media counts for beside its bytes, so that a million empty ones are not read ahead
@@ -199,9 +197,11 @@ def _frames(media: _Media, specs: Sequence[FeaturizerSpec], settings: EngineSett
     pictures = _pictures(media, specs, settings)
     while True:
         try:
-            item = _deliver(media, specs, next(pictures))
-        except StopIteration:
-            break
+            picture = _next(pictures)
+            if picture is None:
+                break
+            item = _delivered(media, specs, picture)
+            del picture
         except _Unreadable as e:
             failure = error(ErrorCode.STORAGE, str(e))
             break
@@ -210,10 +210,9 @@ def _frames(media: _Media, specs: Sequence[FeaturizerSpec], settings: EngineSett
             failure = error(code, e.detail)
             break
         except MemoryError as e:
+            if n_frames:  # a media with some of its frames would pass for whole: the task is to be tried again
+                raise
             failure = error(ErrorCode.OUT_OF_MEMORY, f"while decoding: {e}")
-            break
-        except Exception as e:  # a decoder met bytes that its authors did not foresee
-            failure = error(ErrorCode.UNDECODABLE, f"{type(e).__name__}: {e}")
             break
         item.row.decode_ms = (time.perf_counter() - started) * 1000
         n_frames += 1
@@ -221,6 +220,30 @@ def _frames(media: _Media, specs: Sequence[FeaturizerSpec], settings: EngineSett
         started = time.perf_counter()
     if failure is not None and not n_frames:  # a cut video keeps its readable frames
         yield _Decoded(FrameRow(media_id=media.media_id, due=media.due), {}, failure), 0
+
+
+def _next(pictures: Iterator[_Picture]) -> _Picture | None:
+    """The next picture, None at the end. Whatever a decoder throws at bytes that its authors did not foresee is a
+    DecodeError; a library that cannot be imported is our own fault and raises as it is."""
+    try:
+        return next(pictures, None)
+    except (DecodeError, _Unreadable, MemoryError, ImportError):
+        raise
+    except Exception as e:
+        raise DecodeError("undecodable", f"{type(e).__name__}: {e}") from e
+
+
+def _delivered(media: _Media, specs: Sequence[FeaturizerSpec], picture: _Picture) -> _Decoded:
+    """What `_deliver` makes of a picture. Where that fails and a plain grey one comes through, the data is at fault
+    and a DecodeError is raised; where not even that does, it is ours and raises as it is."""
+    try:
+        return _deliver(media, specs, picture)
+    except MemoryError:
+        raise
+    except Exception as e:
+        grey = np.full((64, 64, 3), 128, np.uint8)
+        _deliver(media, specs, _Picture(0, 64, 64, [grey] * len(specs)))
+        raise DecodeError("undecodable", f"{type(e).__name__}: {e}") from e
 
 
 def _deliver(media: _Media, specs: Sequence[FeaturizerSpec], picture: _Picture) -> _Decoded:

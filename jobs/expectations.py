@@ -34,7 +34,7 @@ class Suite:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class Judgement:
     """What one expectation found; all are critical."""
 
     table: str
@@ -47,7 +47,7 @@ class Outcome:
     rows: Sequence[Mapping[str, str]] = field(default_factory=tuple)  # keys of at most NAMED_ROWS rows that break it
 
 
-def validate(suites: Sequence[Suite], folder: Path) -> list[Outcome]:
+def validate(suites: Sequence[Suite], folder: Path) -> list[Judgement]:
     """Judge each suite with Great Expectations, write its data docs under `folder`, and name the rows that break rules.
 
     A rule is one expectation on the sum of its column, so that all of a table are one Spark aggregation.
@@ -95,7 +95,7 @@ def _validation_context(folder: Path) -> Any:
 
 def _validate_suite(
     context: Any, source: Any, suite: Suite, rows: DataFrame, n_rows: int, n_counted: int
-) -> list[Outcome]:
+) -> list[Judgement]:
     import great_expectations as gx
     from great_expectations import expectations as gxe
     from pyspark.sql import functions as F
@@ -142,7 +142,7 @@ def _validate_suite(
             continue
         says, allowed = rules[rule]
         observed = result.result.get("observed_value")
-        outcome = Outcome(
+        outcome = Judgement(
             table=suite.table,
             rule=rule,
             says=says,
@@ -156,7 +156,7 @@ def _validate_suite(
     return outcomes
 
 
-def describe_failure(outcome: Outcome) -> str:
+def describe_failure(outcome: Judgement) -> str:
     """A failed expectation and some of its rows on one line."""
     keys = [" ".join(f"{name}={value}" for name, value in row.items()) for row in outcome.rows[:SHOWN_ROWS]]
     observed = "nothing" if outcome.observed is None else f"{outcome.observed:g}"

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 from jobs import lake as lakes
 from jobs.commit import commit_wave, last_transaction, transaction_session
 from jobs.config import Config, Featurize
-from jobs.engine import STAGED, EngineSettings, featurize_media, loaded_featurizers
+from jobs.engine import EngineSettings, featurize_media, loaded_featurizers
 from jobs.lake import Lake, append, read, version
 from jobs.mentions import write_mentions
 from jobs.runs import JobResult, Run
+from jobs.staged import STAGED
 from jobs.work import Due, MediaFile, Selection, Work, assign_waves, write_plan
 from schemas import DOCUMENTS, FEATURES, FRAMES, MEDIA
 from schemas.table import schema_ddl

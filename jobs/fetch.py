@@ -105,6 +105,7 @@ class _Crawler:
     async def _exchange(
         self, url: Url, trace: Trace, done: Callable[[], None], max_bytes: int, refuse: Refuse
     ) -> bytes:
+        trace.final_url, trace.http_status, trace.headers = url.href, None, {}  # of this hop, not of the one before
         seen = Dialled()
         dialled.set(seen)
         started = time.perf_counter()
@@ -130,7 +131,7 @@ class _Crawler:
         max_bytes: int,
         refuse: Refuse,
     ) -> bytes:
-        trace.final_url, trace.http_status = url.href, response.status
+        trace.http_status = response.status
         trace.headers = {name.lower(): plain(", ".join(response.headers.getall(name))) for name in response.headers}
         refused = refuse(response)
         if refused is None and response.status not in REDIRECTS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 STAGING = "_staging"
 REPORTS = "reports"
+# What Hadoop and the stores' clients say of a request that no repetition mends; the address or the rights are wrong.
+REFUSED = re.compile(r"AccessControlException|AccessDenied|Forbidden|UnsupportedFileSystem|No FileSystem for scheme")
 UPDATE_ATTEMPTS = 20  # of one small update that keeps meeting others; each attempt takes about a second
 
 
@@ -49,7 +52,10 @@ def lake_at(uri: str) -> Lake:
         raise LakeError(f"lake {uri!r} has {' '.join(odd)} in its address, which Spark reads as a pattern; rename it")
     if "://" in uri:
         return Lake(uri.rstrip("/"))
-    return Lake(f"file://{Path(uri).expanduser().resolve()}")
+    folder = Path(uri).expanduser().resolve()
+    if folder.is_file():
+        raise LakeError(f"lake {uri!r} is a file, a folder is needed")
+    return Lake(f"file://{folder}")
 
 
 def file_system(spark: SparkSession, uri: str) -> tuple[Any, Any]:
@@ -72,9 +78,18 @@ def open_lake(spark: SparkSession, uri: str, *, create: bool = True) -> Lake:
     Raises LakeError where the folder holds something else, where it is missing and `create` is false, or where a
     table's schema differs, with the difference.
     """
+    from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
+    from pyspark.errors import AnalysisException
+
     lake = lake_at(uri)
-    fs, root = file_system(spark, lake.uri)
-    names = {status.getPath().getName() for status in fs.listStatus(root)} if fs.exists(root) else set()
+    try:
+        fs, root = file_system(spark, lake.uri)
+        names = {status.getPath().getName() for status in fs.listStatus(root)} if fs.exists(root) else set()
+    except Py4JJavaError as e:
+        said = str(e.java_exception)
+        if REFUSED.search(said):
+            raise LakeError(f"lake {lake.uri} cannot be opened: {said.splitlines()[0]}") from e
+        raise
     known = {table.name for table in TABLES}
     if names and not names & known:
         raise LakeError(f"{lake.uri} is not a lake: it holds {', '.join(sorted(names)[:5])}, none of {sorted(known)}")
@@ -87,7 +102,7 @@ def open_lake(spark: SparkSession, uri: str, *, create: bool = True) -> Lake:
             return []
         try:
             fields = spark.read.format("delta").load(lake.table(table)).schema.fields
-        except Exception as e:
+        except AnalysisException as e:
             raise LakeError(f"{lake.table(table)} is not a Delta table: {str(e).splitlines()[0]}") from e
         found = {field.name: field.dataType.simpleString() for field in fields}
         return [f"{table.name}.{line}" for line in schema_difference(table, found)]

@@ -15,7 +15,7 @@ from jobs.config import Prices
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
 
-Merge = Literal["sum", "min", "max", "histogram"]
+Merge = Literal["sum", "histogram"]
 BUCKETS_PER_DECADE = 32  # bounds 7.5 % apart: a percentile is at most 3.7 % from the value it stands for
 LOWEST_MS, HIGHEST_MS = 0.01, 1e7  # what is outside is counted in the first or last bucket
 CONFIDENT_SCORE = 0.5
@@ -74,7 +74,7 @@ class RunMetrics:
 
     n_documents: Mapping[str, int] = _merged("sum")  # attempted, or whose media was featurized
     n_media: Mapping[str, int] = _merged("sum")  # featurized
-    n_frames: Mapping[str, int] = _merged("sum")  # tried, in `features`
+    n_frames: Mapping[str, int] = _merged("sum")  # decoded
     n_fetches: Mapping[str, int] = _merged("sum")
     n_rows: Mapping[str, int] = _merged("sum")  # of `features`, by featurizer
     n_failed: Mapping[str, int] = _merged("sum")  # rows with an error, by featurizer
@@ -93,8 +93,6 @@ class RunMetrics:
     document_ms: Mapping[str, Histogram] = _merged("histogram")  # decode + infer over a media's frames and featurizers
     decode_total_ms: Mapping[str, float] = _merged("sum")
     infer_total_ms: Mapping[str, float] = _merged("sum")  # by featurizer
-    slowest_document_ms: Mapping[str, float] = _merged("max")
-    quickest_document_ms: Mapping[str, float] = _merged("min")
     wall_s: Mapping[str, float] = _merged("sum")  # by job; jobs of one pipeline follow each other
     core_s: Mapping[str, float] = _merged("sum")  # by job: wall seconds times the cores held
 
@@ -121,7 +119,7 @@ class RunMetrics:
         return cls(**raw)
 
 
-_JOIN = {"sum": lambda a, b: a + b, "histogram": lambda a, b: a + b, "min": min, "max": max}
+_JOIN = {"sum": lambda a, b: a + b, "histogram": lambda a, b: a + b}
 
 
 def merge(a: RunMetrics, b: RunMetrics) -> RunMetrics:
@@ -216,7 +214,9 @@ def measure(tables: Mapping[str, DataFrame], run_ids: Sequence[str]) -> RunMetri
     )
     work = F.coalesce("decode_ms", F.lit(0.0)) + F.coalesce("infer_ms", F.lit(0.0))
     by_media = by_frame.groupBy("media_id").agg(
-        F.count("*").alias("n_frames"), F.sum("decode_ms").alias("decode_ms"), F.sum(work).alias("ms")
+        n_if(F.col("decode_ms").isNotNull()).alias("n_frames"),
+        F.sum("decode_ms").alias("decode_ms"),
+        F.sum(work).alias("ms"),
     )
     fetches = of_runs("fetches")
     tried = fetches.select("doc_id").distinct().withColumn("tried", F.lit(True))
@@ -245,8 +245,6 @@ def measure(tables: Mapping[str, DataFrame], run_ids: Sequence[str]) -> RunMetri
                 "n_media": F.count("*"),
                 "n_frames": F.sum("n_frames"),
                 "decode_total_ms": F.sum("decode_ms"),
-                "slowest_document_ms": F.max("ms"),
-                "quickest_document_ms": F.min("ms"),
             },
         ),
         cells(
@@ -353,7 +351,7 @@ def flat(metrics: RunMetrics, prices: Prices) -> dict[str, float]:
             if (ms := h.percentile_ms(share)) is not None:
                 named[f"latency_ms/{stage}/{name}"] = ms
     for job, seconds in metrics.wall_s.items():
-        named[f"wall_s/{job}"] = seconds
+        named[f"wall_s/{metric_key(job)}"] = seconds
         per = {
             "crawl": {"documents": metrics.n_documents},
             "featurize": {"media": metrics.n_media, "frames": metrics.n_frames},

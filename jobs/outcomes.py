@@ -212,7 +212,7 @@ def read_file(request: Request, *, max_bytes: int) -> Outcome:
     except FileNotFoundError as e:
         failed = error(ErrorCode.NOT_FOUND, str(e))
     except (OSError, SourceError) as e:
-        failed = error(ErrorCode.STORAGE, str(e))
+        failed = error(ErrorCode.CONNECTION_FAILED, f"the file cannot be read: {plain(str(e))}")
     else:
         facts, failed = judge_content(content)
         if len(content) > max_bytes:

@@ -11,9 +11,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.check import reports_folder
 from jobs.config import Config
 from jobs.contact_sheet import chosen_frames, within_budget
-from jobs.lake import REPORTS, Lake, read
+from jobs.lake import Lake, read
 from jobs.metrics import Histogram, RunMetrics, bucket_ms, cost_usd_per_million, measure, quality
 from jobs.runs import code_version, run_rows
 from schemas import DOCUMENTS, FEATURES, FETCHES, FRAMES, MEDIA, MENTIONS
@@ -104,7 +105,6 @@ class Report:
     gates: Sequence[Mapping[str, Any]] = ()
     runs: Sequence[Mapping[str, Any]] = ()
     versions: Mapping[str, str] = field(default_factory=dict)  # what made it: code, Spark, Python
-    command: str = ""
 
 
 def shared_latency(metrics: RunMetrics) -> list[tuple[float, int]]:
@@ -254,9 +254,8 @@ def _errors(tables: Mapping[str, DataFrame], run_ids: Sequence[str]) -> list[Err
 
 
 def read_gates(lake: Lake, run_ids: Sequence[str]) -> list[dict[str, Any]]:
-    """The outcomes that checks among the runs left under the lake's reports; empty for a remote lake."""
-    local = lake.local_folder()
-    files = [Path(local) / REPORTS / run_id / "gates" / "gates.json" for run_id in run_ids] if local is not None else []
+    """The outcomes that checks among the runs left; of a remote lake those of this process."""
+    files = [reports_folder(lake, run_id) / "gates" / "gates.json" for run_id in run_ids]
     return [one for file in files if file.is_file() for one in json.loads(file.read_text())["expectations"]]
 
 
@@ -283,17 +282,14 @@ def collect(
     # Frames that an earlier run of the same featurizers understood are shown too, after this run's own.
     wanted = F.concat_ws("#", "featurizer", "fingerprint").isin([f"{name}#{fp}" for name, fp in sorted(outputs)])
     fresh = F.col("run_id").isin(list(run_ids))
-    rows = (
-        tables["features"]
-        .where(wanted | fresh if outputs else fresh)
-        .select(
-            "media_id",
-            "frame",
-            "featurizer",
-            F.col("error.code").alias("code"),
-            F.expr("transform(features, f -> struct(f.label, f.score, f.box, f.text))").alias("found"),
-            fresh.alias("fresh"),
-        )
+    tables["features"] = tables["features"].where(wanted | fresh if outputs else fresh)
+    rows = tables["features"].select(
+        "media_id",
+        "frame",
+        "featurizer",
+        F.col("error.code").alias("code"),
+        F.expr("transform(features, f -> struct(f.label, f.score, f.box, f.text))").alias("found"),
+        fresh.alias("fresh"),
     )
     stills = chosen_frames(tables, rows, videos=False, limit=MAX_PICTURES)
     moving = chosen_frames(tables, rows, videos=True, limit=MAX_VIDEOS)

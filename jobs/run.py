@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from jobs import check, crawl, featurize, metrics, tracking
-from jobs.cli import FINISHED, REJECTED, Common, Outcome
+from jobs.cli import FINISHED, REJECTED, Common, Ending
 from jobs.config import Config
 from jobs.lake import Lake, lake_at, open_lake, read
 from jobs.progress import Progress
@@ -54,6 +54,7 @@ def prepare(name: str, config: Config, selection: Selection) -> Prepared:
             pins=featurize.pins,
             run=lambda spark, lake, run: featurize.run(spark, lake, config, run, work, selection),
         )
+    check.vector_lengths(config)
     return Prepared(
         name=name, outputs={}, pins=check.pins, run=lambda spark, lake, run: check.run(spark, lake, config, run)
     )
@@ -68,7 +69,7 @@ class Finished:
     time: metrics.RunMetrics
 
 
-def run_jobs(common: Common, names: Sequence[str], *, selection: Selection | None = None) -> Outcome:
+def run_jobs(common: Common, names: Sequence[str], *, selection: Selection | None = None) -> Ending:
     """Run jobs in order and report on them; a rejected one ends the pipeline. Raises what ends a job otherwise."""
     config = common.config
     tracking.tracking_store(lake_at(config.lake))
@@ -76,7 +77,7 @@ def run_jobs(common: Common, names: Sequence[str], *, selection: Selection | Non
     progress = Progress(live=not (common.as_json or common.debug))
     with ExitStack() as stack:
         stack.enter_context(progress.shown())
-        progress("starting Spark")
+        progress(f"run {common.run_id}: starting Spark")
         spark = spark_session(config.spark, f"lakelens {common.run_id}")
         progress.watch(lambda: _tasks(spark))
         lake = open_lake(spark, config.lake, create="crawl" in names)
@@ -91,10 +92,13 @@ def run_jobs(common: Common, names: Sequence[str], *, selection: Selection | Non
             except RunAccepted as e:
                 skipped.append(str(e))
                 continue
+            except BaseException as e:
+                e.add_note(f"run_id={common.run_id}")
+                raise
             if done[-1].result.status == "rejected":
                 break
         if not done:
-            return Outcome(exit_code=FINISHED, message="; ".join(skipped))
+            return Ending(exit_code=FINISHED, message="; ".join(skipped))
         progress("writing the report")
         report = _report(spark, lake, common, done, parent)
     rejected = done[-1].result.status == "rejected"
@@ -106,7 +110,7 @@ def run_jobs(common: Common, names: Sequence[str], *, selection: Selection | Non
         "report": str(report),
     }
     message = "; ".join([*skipped, *(one.result.message for one in done)])
-    return Outcome(exit_code=REJECTED if rejected else FINISHED, message=f"{message}; report at {report}", facts=facts)
+    return Ending(exit_code=REJECTED if rejected else FINISHED, message=f"{message}; report at {report}", facts=facts)
 
 
 def _run_job(
@@ -172,10 +176,10 @@ def _tasks(spark: SparkSession) -> tuple[int, int]:
     return sum(s.numCompletedTasks for s in found), sum(s.numTasks for s in found)
 
 
-def discard_run(common: Common, run_id: str) -> Outcome:
+def discard_run(common: Common, run_id: str) -> Ending:
     """Remove the rows of a rejected or failed run, so that the next plan computes them again."""
     spark = spark_session(common.config.spark, f"lakelens discard {run_id}")
     lake = open_lake(spark, common.config.lake, create=False)
     removed = check.discard(spark, lake, common.config, run_id)
     counts = ", ".join(f"{n} rows of {table}" for table, n in removed.items())
-    return Outcome(exit_code=FINISHED, message=f"discarded {counts} written by {run_id}", facts={"removed": removed})
+    return Ending(exit_code=FINISHED, message=f"discarded {counts} written by {run_id}", facts={"removed": removed})

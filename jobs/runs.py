@@ -21,8 +21,6 @@ from schemas.table import spark_type
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-Status = Literal["running", "finished", "accepted", "rejected", "failed"]
-
 
 class RunRefused(RuntimeError):
     """Another attempt lives and holds the run or the lease; worth trying again later."""
@@ -64,7 +62,6 @@ class JobResult:
     outputs: Mapping[str, str] = field(default_factory=dict)  # featurizer -> fingerprint
     covers: Sequence[str] = ()
     whole_plan: bool = True
-    report: str | None = None
     artifacts: Sequence[str] = ()  # local files and folders for MLflow
 
 
@@ -98,8 +95,8 @@ def decide_start(row: Mapping[str, Any] | None, *, now: datetime, expiry_s: floa
     age_s = (now - row["heartbeat"]).total_seconds()
     if row["status"] == "running" and age_s < expiry_s:
         raise RunRefused(
-            f"run {row['run_id']} lives: its last heartbeat is {age_s:.0f} s old, it can be resumed once that is "
-            f"{expiry_s:.0f} s"
+            f"run {row['run_id']} lives: its last heartbeat is {age_s:.0f} s old; if it died, it can be resumed once "
+            f"that is {expiry_s:.0f} s (featurize.lease_expiry_s)"
         )
     return "take_over"
 
@@ -242,24 +239,39 @@ def executing(
         one_writer=lake.uri.startswith("s3a://"),
     )
     if holder is not None:
-        update_run(spark, lake, run_id, owner=owner, status="failed", ended=datetime.now(UTC))
-        raise RunRefused(f"run {holder} is writing to {lake.uri}; run this one again when it has ended")
+        if run.resumed:
+            update_run(spark, lake, run_id, owner=owner, status="failed", ended=datetime.now(UTC))
+        else:  # it did nothing, so there is nothing to judge
+            mine = f"run_id = {_quoted(run_id)} AND owner = {_quoted(owner)}"
+            repeated(lambda: spark.sql(f"DELETE FROM delta.`{lake.table(RUNS)}` WHERE {mine}").collect())
+        raise RunRefused(
+            f"run {holder} is writing to {lake.uri}; run this one again when it has ended, or, if it died, once its "
+            f"last heartbeat is {expiry_s:.0f} s old"
+        )
 
     stop, lost = threading.Event(), threading.Event()
+    beaten = [now]
+
+    def beat_once() -> None:
+        beat_at = datetime.now(UTC)
+        update_run(spark, lake, run_id, owner=owner, heartbeat=beat_at)
+        beaten[0] = beat_at
 
     def beat() -> None:
         while not stop.wait(heartbeat_s):
             try:
-                update_run(spark, lake, run_id, owner=owner, heartbeat=datetime.now(UTC))
+                beat_once()
             except RunTakenOver:
                 lost.set()
                 return
-            except Exception:  # one missed beat is no reason to stop; an expired lease is found by the next update
+            except Exception:  # one missed beat is no reason to stop; `check_owned` looks how long ago the last one was
                 continue
 
     def check_owned() -> None:
         if lost.is_set():
             raise RunTakenOver(f"run {run_id} was taken over by another attempt; this one stops")
+        if datetime.now(UTC) - beaten[0] >= timedelta(seconds=expiry_s):  # others may take this run for dead
+            beat_once()
 
     heart = threading.Thread(target=beat, name="heartbeat", daemon=True)
     heart.start()
@@ -270,7 +282,8 @@ def executing(
         heart.join()
         if not lost.is_set():
             with _quietly():
-                update_run(spark, lake, run_id, owner=owner, status="failed", ended=datetime.now(UTC))
+                mine = f"run_id = {_quoted(run_id)} AND owner = {_quoted(owner)} AND status = 'running'"
+                _update(spark, lake, mine, {"status": "failed", "ended": datetime.now(UTC)})
         raise
     finally:
         stop.set()
@@ -310,38 +323,51 @@ def covered_run_ids(spark: SparkSession, lake: Lake) -> DataFrame:
     return read(spark, lake, RUNS).where("status = 'accepted'").select(F.explode("covers").alias("run_id")).distinct()
 
 
-def published(spark: SparkSession, lake: Lake, table: Table) -> DataFrame:
-    """The rows of `features` or `mentions` that an accepted run covers: what readers are meant to see."""
+class SeveralFingerprints(ValueError):
+    """A reader asked for a featurizer of which several vector spaces are published; the message lists them."""
+
+
+def published(spark: SparkSession, lake: Lake, table: Table, featurizer: str) -> DataFrame:
+    """The rows of `features` or `mentions` that readers are meant to see: of one featurizer, covered by accepted runs.
+
+    featurizer: a spec id, or `id#first digits of a fingerprint` where several fingerprints of it are published. Raises
+    SeveralFingerprints rather than mix vector spaces.
+    """
     from pyspark.sql import functions as F
 
-    return read(spark, lake, table).join(F.broadcast(covered_run_ids(spark, lake)), on="run_id", how="left_semi")
-
-
-def unjudged(spark: SparkSession, lake: Lake, table: Table, *, expiry_s: float) -> DataFrame:
-    """The rows of `features` or `mentions` that no accepted run covers and no live run is still writing."""
-    from pyspark.sql import functions as F
-
-    live = read(spark, lake, RUNS).where(f"status = 'running' AND {_beats(expiry_s)}").select("run_id")
-    excluded = covered_run_ids(spark, lake).unionByName(live)
-    return read(spark, lake, table).join(F.broadcast(excluded), on="run_id", how="left_anti")
+    spec_id, _, digits = featurizer.partition("#")
+    of_it = read(spark, lake, table).where((F.col("featurizer") == spec_id) & F.col("fingerprint").startswith(digits))
+    rows = of_it.join(F.broadcast(covered_run_ids(spark, lake)), on="run_id", how="left_semi")
+    found = sorted(row.fingerprint for row in rows.select("fingerprint").distinct().collect())
+    if len(found) > 1:
+        raise SeveralFingerprints(
+            f"{featurizer} is published with {len(found)} fingerprints, whose vectors cannot be compared; "
+            f"name one: {', '.join(f'{spec_id}#{fingerprint[:8]}' for fingerprint in found)}"
+        )
+    return rows
 
 
 def judge(
-    spark: SparkSession, lake: Lake, run_ids: Sequence[str], status: Literal["accepted", "rejected"], *, expiry_s: float
+    spark: SparkSession,
+    lake: Lake,
+    owners: Mapping[str, str],
+    status: Literal["accepted", "rejected"],
+    *,
+    expiry_s: float,
 ) -> list[str]:
     """Mark the judged runs and return those marked: not one that came back to life meanwhile.
 
-    A run that ended early keeps the status failed, since it did not do all it was to do. Each gets a new owner, so
-    that an attempt that wakes up later finds it taken.
+    owners: run_id -> the owner that its rows were judged under. A run that ended early keeps the status failed, since
+    it did not do all it was to do. Each gets a new owner, so that an attempt that wakes up later finds it taken.
     """
-    if not run_ids:
+    if not owners:
         return []
-    listed = ", ".join(map(_quoted, run_ids))
+    listed = ", ".join(f"({_quoted(run_id)}, {_quoted(owner)})" for run_id, owner in owners.items())
     owner = secrets.token_hex(8)
     statement = (
         f"UPDATE delta.`{lake.table(RUNS)}` SET owner = {_quoted(owner)}, "
         f"status = CASE WHEN status IN ('running', 'failed') THEN 'failed' ELSE {_quoted(status)} END "
-        f"WHERE run_id IN ({listed}) AND NOT (status = 'running' AND {_beats(expiry_s)})"
+        f"WHERE (run_id, owner) IN ({listed}) AND NOT (status = 'running' AND {_beats(expiry_s)})"
     )
     repeated(lambda: spark.sql(statement).collect())
     return [row["run_id"] for row in run_rows(spark, lake, f"owner = {_quoted(owner)}")]

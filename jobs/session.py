@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,7 +47,8 @@ EVERYWHERE = {
 
 # On a laptop the work is in Python: a JVM that compiles lightly and collects with one thread leaves it the cores.
 # Measured to the first session on two busy cores: 11.5 CPU seconds, 20.6 with the JVM's own choice.
-LOCAL_JAVA_OPTIONS = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"]
+# Compiling lightly, the JVM reserves 48 MB for code, which the demo's plans fill: then it stops compiling, or dies.
+LOCAL_JAVA_OPTIONS = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-XX:ReservedCodeCacheSize=192m"]
 
 
 # Measured in the demo, anonymous memory at the highest: a Python worker with the three default featurizers 1.4 GB, the
@@ -162,6 +164,8 @@ def settings(config: Spark) -> dict[str, str]:
         chosen["spark.sql.shuffle.partitions"] = str(max(2, cores))
         chosen["spark.databricks.delta.snapshotPartitions"] = "2"
         chosen["spark.ui.enabled"] = "false"
+        # Spark makes this folder at the first session, where it was started; nothing of ours is kept there.
+        chosen["spark.sql.warehouse.dir"] = Path(tempfile.gettempdir(), "lakelens-spark-warehouse").as_uri()
         # Plans of a few small tasks: a wave's commits took 10.7 s with adaptive execution and 8.9 s without.
         chosen["spark.sql.adaptive.enabled"] = "false"
     return chosen | config.settings

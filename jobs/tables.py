@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from jobs.cli import FINISHED, Common, Outcome
-from jobs.lake import open_lake, read, snapshot
+from jobs.cli import FINISHED, Common, Ending
+from jobs.lake import lake_at, open_lake, read, snapshot
 from jobs.runs import covered_run_ids, run_rows
 from jobs.session import spark_session
 from schemas import FEATURES, TABLES
@@ -50,10 +50,11 @@ def grid(title: str, headings: Sequence[str], rows: Sequence[Mapping[str, Any]],
     return shown
 
 
-def show_tables(common: Common) -> Outcome:
+def show_tables(common: Common) -> Ending:
     """Print the lake's tables, its featurizers and its last runs; with --json they are in the outcome instead."""
     from pyspark.sql import functions as F
 
+    lake_at(common.config.lake)  # what is wrong with the address is said before Spark starts
     spark = spark_session(common.config.spark, "lakelens tables")
     lake = open_lake(spark, common.config.lake, create=False)
     now = datetime.now(UTC)
@@ -90,7 +91,7 @@ def show_tables(common: Common) -> Outcome:
         shortened = [{**row, "fingerprint": row["fingerprint"][:8]} for row in featurizers]
         console.print(grid("featurizers", names, shortened, names[2:]), "")
         console.print(grid("runs", ["run", "status", "started", "heartbeat", "covers"], described, []), "")
-    return Outcome(
+    return Ending(
         exit_code=FINISHED,
         message=f"{len(tables)} tables in {lake.uri}",
         facts={"tables": tables, "featurizers": featurizers, "runs": described},

@@ -8,7 +8,7 @@ from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurizers.catalogue import CATALOGUE_WEIGHTS, with_catalogue
+from featurizers.catalogue import CATALOGUE_WEIGHTS, read_catalogue, with_catalogue
 from featurizers.linking import LINKER_SPEC
 from featurizers.spec import FeaturizerSpec, featurizer_module, find_spec, fingerprint, prepared
 from featurizers.weights import resolve
@@ -78,7 +78,7 @@ class Work:
 def prepare(config: Featurize) -> Work:
     """The configured featurizers and linker with their weights fetched and converted.
 
-    Raises ConfigError, UnknownFeaturizer, WeightsError.
+    Raises ConfigError, UnknownFeaturizer, WeightsError, CatalogueError.
     """
     if not config.featurizers:
         raise ConfigError("featurize.featurizers is empty; name at least one, such as concept_efficientnet.lite0@1")
@@ -86,6 +86,7 @@ def prepare(config: Featurize) -> Work:
     def ready(spec: FeaturizerSpec, *, decode_profile: str, sampling: str) -> Due:
         reads_catalogue = any(w.name == CATALOGUE_WEIGHTS[0].name for w in spec.weights)
         if config.catalogue is not None and reads_catalogue:
+            read_catalogue(Path(config.catalogue))  # what is wrong with it is said here, not by an executor
             spec = with_catalogue(spec, Path(config.catalogue))
         spec, paths = resolve(spec)
         digest = fingerprint(spec, decode_profile=decode_profile, frame_sampling=sampling)
@@ -177,7 +178,11 @@ def media_to_plan(media: DataFrame) -> DataFrame:
 
 
 def write_plan(spark: SparkSession, lake: Lake, due: Sequence[Due], run: Run, selection: Selection) -> DataFrame:
-    """Plan all featurizers, stage the plan once, and return it: (media_id, size_bytes, file, due, retried)."""
+    """Plan all featurizers, stage the plan once, and return it: (media_id, size_bytes, file, due, retried).
+
+    Raises ConfigError for a `where` that is no condition.
+    """
+    from pyspark.errors import AnalysisException, ParseException
     from pyspark.sql import functions as F
 
     plans = [
@@ -189,12 +194,11 @@ def write_plan(spark: SparkSession, lake: Lake, due: Sequence[Due], run: Run, se
         .agg(F.collect_set("featurizer").alias("due"), F.max("retried").alias("retried"))
     )
     if selection.where is not None:
-        chosen = (
-            read(spark, lake, DOCUMENTS, version=run.inputs[DOCUMENTS.name])
-            .where(selection.where)
-            .select("media_id")
-            .distinct()
-        )
+        documents = read(spark, lake, DOCUMENTS, version=run.inputs[DOCUMENTS.name])
+        try:
+            chosen = documents.where(selection.where).select("media_id").distinct()
+        except (AnalysisException, ParseException) as e:
+            raise ConfigError(f"--where {selection.where!r} is no condition on documents: {str(e).strip()}") from e
         plan = plan.join(chosen, on="media_id", how="left_semi")
     if selection.limit is not None:
         plan = plan.orderBy("media_id").limit(selection.limit)

@@ -109,8 +109,8 @@ def test_a_crawl_writes_a_row_for_every_document_and_a_second_one_adds_nothing(
         fetches = read(spark, lake, FETCHES).collect()
         assert sorted(r["attempt"] for r in fetches if r["url"].endswith("busy.jpg")) == [1, 2]
         assert len(fetches) == len({(r["doc_id"], r["attempt"]) for r in fetches}) == 12
-        assert result.metrics["documents"] == 11 and result.metrics["documents_untried"] == 1
-        assert result.metrics["duplicates"] == 1 and result.metrics["media"] == 4 and result.metrics["fetches"] == 12
+        assert "11 fetched, 4 new media" in result.message and result.metrics["documents_untried"] == 1
+        assert result.metrics["duplicates"] == 1 and result.metrics["new_media"] == 4 and result.metrics["retries"] == 1
         assert not (tmp_path / "lake" / "_staging" / "one.crawl").exists()
 
         n_asked = len(site.log)
@@ -118,7 +118,7 @@ def test_a_crawl_writes_a_row_for_every_document_and_a_second_one_adds_nothing(
         (folder / "notes.txt").write_bytes(jpeg(50))
         again = crawl.run(spark, lake, config, run_of("two.crawl"))
         assert len(site.log) == n_asked
-        assert (again.metrics["documents"], again.metrics["media"]) == (1, 1)
+        assert "1 fetched, 1 new media" in again.message
         found = keyed(spark, lake)
         assert len(found) == 12 and found["notes.txt"]["error"] is None and found["notes.txt"]["media_type"] == "image"
         assert found["a.jpg"]["caption"] == "a better caption" and found["a.jpg"]["media_id"] is not None
@@ -160,7 +160,8 @@ def test_what_was_obtained_outlives_an_error_that_will_be_tried_again_but_not_a_
         urls.write_text(f"{site.url('/flaky.jpg')}\n{site.url('/removed.jpg')}\nno url\n")
         config = config_of(site, urls, folder, "crawl.max_attempts=1", "crawl.wave_documents=100")
         first = crawl.run(spark, lake, config, run_of("one.crawl"))
-        assert first.metrics["documents_with_media"] == 4
+        assert first.metrics["new_media"] == 3
+        assert read(spark, lake, DOCUMENTS).where("media_id IS NOT NULL").count() == 4
         in_two_months = dataclasses.replace(run_of("two.crawl"), started=datetime.now(UTC) + timedelta(days=60))
         crawl.run(spark, lake, config, in_two_months)
         found = keyed(spark, lake)
@@ -179,7 +180,7 @@ def test_a_list_without_one_usable_url_is_documents_and_no_attempts(spark: Any, 
     crawl.validate(config)
     for name in ("one.crawl", "two.crawl"):
         result = crawl.run(spark, lake, config, run_of(name))
-        assert result.metrics["documents_untried"] == 2 and result.metrics["fetches"] == 0
+        assert result.metrics["documents_untried"] == 2 and "0 fetched" in result.message
     assert {row["error"]["code"] for row in read(spark, lake, DOCUMENTS).collect()} == {"http_client_error"}
     assert read(spark, lake, DOCUMENTS).count() == 2
 

@@ -21,8 +21,9 @@ from featurizers.decode import DecodeError, decode_image
 from featurizers.delivery import fit, upright_boxes
 from featurizers.spec import Extract, Features, FeaturizerSpec, Image, no_features
 from featurizers.video import key_frames
-from jobs.engine import STAGED, DeviceFailed, EngineSettings, Loaded, featurize_media
-from jobs.inference import infer_batch, is_out_of_memory
+from jobs.engine import EngineSettings, featurize_media
+from jobs.inference import DeviceFailed, Loaded, infer_batch, is_out_of_memory
+from jobs.staged import STAGED
 from tests.pictures import encode, noise
 
 SETTINGS = EngineSettings(max_pixels=100_000, max_frames_per_video=3, decode_threads=2)
@@ -290,6 +291,12 @@ def test_the_fast_profile_gives_a_featurizer_the_same_pixels_whatever_else_is_du
         alone, together = seen[name]
         assert np.array_equal(alone, together)
         assert not np.array_equal(alone, fit(decode_image(jpeg, max_pixels=1_000_000), spec))
+
+
+def test_a_delivery_that_no_picture_survives_is_our_fault_and_raises() -> None:
+    impossible = a_spec("impossible", short_side=16)  # less than the crop cut out of it
+    with pytest.raises(ValueError, match="short_side is 16"):
+        list(featurize_media(media([picture((9, 99, 9))], [[impossible.id]]), [loaded(impossible)], SETTINGS))
 
 
 def test_batches_mix_the_frames_of_different_media_and_are_full_but_for_the_last() -> None:

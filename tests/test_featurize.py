@@ -82,7 +82,8 @@ def keys(spark: SparkSession, lake: Lake) -> list[tuple[str, int]]:
 
 
 def accept(spark: SparkSession, lake: Lake, *run_ids: str) -> None:
-    runs.judge(spark, lake, list(run_ids), "accepted", expiry_s=300)
+    owners = {row["run_id"]: row["owner"] for row in runs.run_rows(spark, lake) if row["run_id"] in run_ids}
+    runs.judge(spark, lake, owners, "accepted", expiry_s=300)
 
 
 def test_every_media_gets_one_row_broken_ones_an_error_and_a_second_run_adds_nothing(

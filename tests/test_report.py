@@ -87,7 +87,6 @@ def report_of(text: str) -> Report:
         ],
         runs=[rows.run_row(text, "featurize", outputs={text: text})],
         versions={"lakelens": text},
-        command=text,
     )  # fmt: skip
 
 

@@ -1,11 +1,26 @@
 """Who may start a run, and which of two writers goes on."""
 
+import time
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jobs.runs import RunAccepted, RunRefused, decide_start, lease_holder
+from jobs.lake import open_lake
+from jobs.runs import (
+    JobResult,
+    RunAccepted,
+    RunRefused,
+    RunTakenOver,
+    decide_start,
+    executing,
+    finish,
+    judge,
+    lease_holder,
+    run_rows,
+)
 
 NOW = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
 
@@ -73,3 +88,35 @@ def test_where_a_lake_takes_one_writer_any_earlier_live_run_holds_it() -> None:
 def test_a_run_that_does_not_write_the_same_or_does_not_live_holds_nothing(other: dict[str, Any]) -> None:
     mine = row("b", "running", started_s=5, f="1")
     assert lease_holder([other, mine], "b", {"f": "1"}, now=NOW, expiry_s=60) is None
+
+
+@pytest.mark.spark
+def test_a_driver_whose_lease_ran_out_looks_who_owns_its_run_before_it_goes_on(spark: Any, tmp_path: Path) -> None:
+    lake = open_lake(spark, str(tmp_path / "lake"))
+    started = partial(
+        executing,
+        spark,
+        lake,
+        job="featurize",
+        inputs={},
+        config_digest="",
+        heartbeat_s=300,
+        progress=lambda text: None,
+    )
+    with pytest.raises(RunTakenOver), started(run_id="a.featurize", outputs={"f": "1"}, expiry_s=0.01) as late:
+        time.sleep(0.1)
+        late.check_owned()  # nobody came in between
+        with started(run_id="a.featurize", outputs={"f": "1"}, expiry_s=0.01) as other:
+            time.sleep(0.1)
+            finish(spark, lake, other, JobResult(status="finished", message=""), mlflow_run_id=None)
+        late.check_owned()
+    [left] = run_rows(spark, lake)
+    assert (left["owner"], left["status"]) == (other.owner, "finished")
+    # judged under an owner that is not there any more, it is not marked
+    assert judge(spark, lake, {"a.featurize": late.owner}, "accepted", expiry_s=300) == []
+    assert judge(spark, lake, {"a.featurize": other.owner}, "accepted", expiry_s=300) == ["a.featurize"]
+
+    with started(run_id="b.featurize", outputs={"f": "1"}, expiry_s=300):
+        with pytest.raises(RunRefused, match="b.featurize is writing"):
+            started(run_id="c.featurize", outputs={"f": "1"}, expiry_s=300).__enter__()
+    assert {row["run_id"] for row in run_rows(spark, lake)} == {"a.featurize", "b.featurize"}
