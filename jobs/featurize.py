@@ -113,6 +113,20 @@ def features_rows(staged: DataFrame, due: Due, run: Run, wave: int) -> DataFrame
     )  # fmt: skip
 
 
+def features_files(staged: DataFrame, due: Sequence[Due], *, staged_bytes: int) -> dict[str, int]:
+    """How many files each featurizer's rows of a wave become: one for each FEATURES_FILE_BYTES of their vectors."""
+    from pyspark.sql import functions as F
+
+    if staged_bytes <= FEATURES_FILE_BYTES:
+        return {one.spec.id: 1 for one in due}
+    found = staged.select(F.explode("results").alias("r")).groupBy("r.featurizer")
+    counts = dict(found.agg(F.sum(F.size("r.features"))).collect())
+    return {
+        one.spec.id: max(1, math.ceil((counts.get(one.spec.id) or 0) * 4 * one.spec.dim / FEATURES_FILE_BYTES))
+        for one in due
+    }
+
+
 def commit_features(
     spark: SparkSession, lake: Lake, staged: DataFrame, due: Due, run: Run, wave: int, *, retries: bool, n_files: int
 ) -> int:
@@ -199,10 +213,10 @@ def run(spark: SparkSession, lake: Lake, config: Config, run: Run, work: Work, s
         check_complete(staged, plan, files)
         run.progress(f"committing wave {number + 1} of {len(waves)}")
         append_frames(spark, lake, staged)
-        n_files = math.ceil(max(1, _folder_bytes(spark, path)) / FEATURES_FILE_BYTES)
+        n_files = features_files(staged, work.due, staged_bytes=_folder_bytes(spark, path))
         for one in work.due:
             next_wave[one.spec.id] = commit_features(
-                spark, lake, staged, one, run, next_wave[one.spec.id], retries=retries, n_files=n_files
+                spark, lake, staged, one, run, next_wave[one.spec.id], retries=retries, n_files=n_files[one.spec.id]
             )
         lakes.remove_folder(spark, path)
     n_linked = write_mentions(spark, lake, work.linker, run) if work.linker is not None and selection.whole else 0

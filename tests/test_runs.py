@@ -93,16 +93,8 @@ def test_a_run_that_does_not_write_the_same_or_does_not_live_holds_nothing(other
 @pytest.mark.spark
 def test_a_driver_whose_lease_ran_out_looks_who_owns_its_run_before_it_goes_on(spark: Any, tmp_path: Path) -> None:
     lake = open_lake(spark, str(tmp_path / "lake"))
-    started = partial(
-        executing,
-        spark,
-        lake,
-        job="featurize",
-        inputs={},
-        config_digest="",
-        heartbeat_s=300,
-        progress=lambda text: None,
-    )
+    given: dict[str, Any] = {"inputs": {}, "config_digest": "", "heartbeat_s": 300, "progress": lambda text: None}
+    started = partial(executing, spark, lake, job="featurize", **given)
     with pytest.raises(RunTakenOver), started(run_id="a.featurize", outputs={"f": "1"}, expiry_s=0.01) as late:
         time.sleep(0.1)
         late.check_owned()  # nobody came in between
@@ -116,7 +108,7 @@ def test_a_driver_whose_lease_ran_out_looks_who_owns_its_run_before_it_goes_on(s
     assert judge(spark, lake, {"a.featurize": late.owner}, "accepted", expiry_s=300) == []
     assert judge(spark, lake, {"a.featurize": other.owner}, "accepted", expiry_s=300) == ["a.featurize"]
 
-    with started(run_id="b.featurize", outputs={"f": "1"}, expiry_s=300):
-        with pytest.raises(RunRefused, match="b.featurize is writing"):
-            started(run_id="c.featurize", outputs={"f": "1"}, expiry_s=300).__enter__()
+    refused = pytest.raises(RunRefused, match=r"b\.featurize is writing")
+    with started(run_id="b.featurize", outputs={"f": "1"}, expiry_s=300), refused:
+        started(run_id="c.featurize", outputs={"f": "1"}, expiry_s=300).__enter__()
     assert {row["run_id"] for row in run_rows(spark, lake)} == {"a.featurize", "b.featurize"}
