@@ -120,7 +120,7 @@ def features_files(staged: DataFrame, due: Sequence[Due], *, staged_bytes: int) 
     if staged_bytes <= FEATURES_FILE_BYTES:
         return {one.spec.id: 1 for one in due}
     found = staged.select(F.explode("results").alias("r")).groupBy("r.featurizer")
-    counts = dict(found.agg(F.sum(F.size("r.features"))).collect())
+    counts = {row[0]: row[1] for row in found.agg(F.sum(F.size("r.features"))).collect()}
     return {
         one.spec.id: max(1, math.ceil((counts.get(one.spec.id) or 0) * 4 * one.spec.dim / FEATURES_FILE_BYTES))
         for one in due
