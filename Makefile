@@ -8,11 +8,11 @@ export UV_HTTP_TIMEOUT ?= 300
 # $(supported) PYTHON: succeeds for a Python that Lakelens runs on.
 supported = -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null
 
-.PHONY: help setup demo test check bench zip ui clean lock
+.PHONY: help setup demo test test-faults check bench zip ui clean lock
 .DELETE_ON_ERROR:
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/installed ## install everything, fetch the JARs and the weights, build the sample media
 	@$(PYTHON) -m jobs.setup
@@ -22,6 +22,9 @@ demo: setup ## run the whole pipeline on the sample media, into ./lake
 
 test: setup ## run the tests; ARGS='-m "not spark"' for the quick ones
 	$(PYTHON) -m pytest $(ARGS)
+
+test-faults: setup ## kill real processes in every phase of a run, 32 times, half an hour
+	$(PYTHON) -m pytest -n0 -m faults -v $(ARGS)
 
 check: $(VENV)/installed ## lint, formatting and types
 	$(PYTHON) -m ruff check .
