@@ -6,10 +6,15 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 
-from benchmarks import decode, memory
+from benchmarks import decode, memory, text
 from benchmarks.row import LATEST, Row, table, write
 
-BENCHMARKS: Mapping[str, Callable[[], list[Row]]] = {"B1": decode.rows, "B2": decode.fast_rows, "M1": memory.rows}
+BENCHMARKS: Mapping[str, Callable[[], list[Row]]] = {
+    "B1": decode.rows,
+    "B2": decode.fast_rows,
+    "B14": text.rows,
+    "M1": memory.rows,
+}
 
 
 def main(arguments: list[str]) -> int:
