@@ -163,6 +163,9 @@ def featurize(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many media.")] = None,
     where: Annotated[str | None, typer.Option(help="SQL condition on documents.")] = None,
+    sample: Annotated[
+        float | None, typer.Option(min=0, max=1, help="This share of the media, the same ones every time.")
+    ] = None,
     full: Annotated[bool, typer.Option("--full", help="Plan over all media, not only what is new.")] = False,
     retry_errors: Annotated[bool, typer.Option("--retry-errors", help="Try final errors again too.")] = False,
     lake: LakeOption = None, conf: ConfOption = None, set_: SetOption = None, run_id: RunIdOption = None,
@@ -176,7 +179,7 @@ def featurize(
 
         chosen = {"featurizers": featurizer} if featurizer else None
         common = _common(lake, conf, set_, run_id, json_, debug, featurize=chosen)
-        selection = Selection(full=full, retry_errors=retry_errors, limit=limit, where=where)
+        selection = Selection(full=full, retry_errors=retry_errors, limit=limit, where=where, sample=sample)
         return run_jobs(common, ["featurize"], selection=selection)
 
     _finish("featurize", debug, json_, action)

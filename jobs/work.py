@@ -21,7 +21,7 @@ from schemas.errors import RETRYABLE
 from schemas.table import schema_ddl
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql import Column, DataFrame, SparkSession
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +177,13 @@ def media_to_plan(media: DataFrame) -> DataFrame:
     return media.select("media_id", "size_bytes", path.alias("file"))
 
 
+def in_sample(media_id: Column, share: float) -> Column:
+    """Whether a media is in the sample of `share`: its digest, read as a number, is in the lowest part."""
+    from pyspark.sql import functions as F
+
+    return F.conv(F.substring(media_id, 1, 8), 16, 10).cast("double") < share * 2**32
+
+
 def write_plan(spark: SparkSession, lake: Lake, due: Sequence[Due], run: Run, selection: Selection) -> DataFrame:
     """Plan all featurizers, stage the plan once, and return it: (media_id, size_bytes, file, due, retried).
 
@@ -200,6 +207,8 @@ def write_plan(spark: SparkSession, lake: Lake, due: Sequence[Due], run: Run, se
         except (AnalysisException, ParseException) as e:
             raise ConfigError(f"--where {selection.where!r} is no condition on documents: {str(e).strip()}") from e
         plan = plan.join(chosen, on="media_id", how="left_semi")
+    if selection.sample is not None:
+        plan = plan.where(in_sample(F.col("media_id"), selection.sample))
     if selection.limit is not None:
         plan = plan.orderBy("media_id").limit(selection.limit)
     path = f"{lake.staging(run.run_id)}/plan"
@@ -215,8 +224,9 @@ class Selection:
     retry_errors: bool = False
     limit: int | None = None
     where: str | None = None  # SQL condition on `documents`
+    sample: float | None = None  # share of the media, the same ones every time: a larger share holds a smaller one
 
     @property
     def whole(self) -> bool:
         """True when all that is due is taken."""
-        return self.limit is None and self.where is None
+        return self.limit is None and self.where is None and self.sample is None

@@ -126,6 +126,20 @@ def test_a_limited_run_leaves_the_rest_to_the_next(spark: SparkSession, lake: La
     assert [key[0] for key in keys(spark, lake)] == sorted(ids)
 
 
+def test_a_sample_takes_the_same_media_every_time_and_leaves_the_rest_to_the_next(
+    spark: SparkSession, lake: Lake, config: Config
+) -> None:
+    ids = sorted(add_media(spark, lake, [jpeg(i) for i in range(8)]))
+    sampled = [media_id for media_id in ids if int(media_id[:8], 16) < 0.4 * 2**32]
+    assert 0 < len(sampled) < len(ids)
+    assert not execute(spark, lake, config, "a", selection=Selection(sample=0.4)).whole_plan
+    assert [key[0] for key in keys(spark, lake)] == sampled
+    execute(spark, lake, config, "b", selection=Selection(sample=0.4))
+    assert [key[0] for key in keys(spark, lake)] == sampled
+    execute(spark, lake, config, "c")
+    assert [key[0] for key in keys(spark, lake)] == ids
+
+
 def test_a_run_that_was_taken_over_after_planning_commits_nothing_twice(
     spark: SparkSession, lake: Lake, config: Config
 ) -> None:
