@@ -98,6 +98,22 @@ def worker_in(phase: str) -> Callable[[Attempt], bool]:
     return strike
 
 
+def any_worker(cpu_s: float) -> Callable[[Attempt], bool]:
+    """Kill a worker once it has worked so long, wherever it is."""
+
+    def strike(attempt: Attempt) -> bool:
+        for worker in attempt.workers():
+            try:
+                if sum(worker.cpu_times()[:2]) >= cpu_s:
+                    worker.kill()
+                    return True
+            except psutil.NoSuchProcess:
+                continue
+        return False
+
+    return strike
+
+
 def logged(lake: Path, table: str) -> int:
     return len(list((lake / table / "_delta_log").glob("*.json")))
 
@@ -211,6 +227,8 @@ def check_kill(lakes: tuple[Path, dict[str, Rows]], tmp_path: Path, phase: str, 
                 return bool(began) and time.monotonic() - began[0] >= ready_after and strike(attempt)
 
             struck = until_struck(attempt, delayed)
+        elif phase == "a worker at work":
+            struck = until_struck(attempt, any_worker(float(random.uniform(4, 6))))
         else:
             struck = until_struck(attempt, driver_in(phase, lake, commits=int(random.integers(1, 3))))
         assert struck, f"the run ended before a {phase}: {log.read_text()[-2000:]}"
@@ -225,7 +243,7 @@ def check_kill(lakes: tuple[Path, dict[str, Rows]], tmp_path: Path, phase: str, 
 
 
 @pytest.mark.spark
-@pytest.mark.parametrize("phase", ["infer", "between the commits"])
+@pytest.mark.parametrize("phase", ["a worker at work", "between the commits"])
 def test_a_run_that_was_killed_and_resumed_leaves_what_an_undisturbed_one_does(
     lakes: tuple[Path, dict[str, Rows]], tmp_path: Path, phase: str
 ) -> None:
