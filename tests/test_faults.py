@@ -243,16 +243,15 @@ def check_kill(lakes: tuple[Path, dict[str, Rows]], tmp_path: Path, phase: str, 
 
 
 @pytest.mark.spark
-@pytest.mark.parametrize("phase", ["a worker at work", "between the commits"])
-def test_a_run_that_was_killed_and_resumed_leaves_what_an_undisturbed_one_does(
-    lakes: tuple[Path, dict[str, Rows]], tmp_path: Path, phase: str
+def test_a_run_that_was_killed_between_its_commits_and_resumed_leaves_what_an_undisturbed_one_does(
+    lakes: tuple[Path, dict[str, Rows]], tmp_path: Path
 ) -> None:
-    check_kill(lakes, tmp_path, phase, seed=1)
+    check_kill(lakes, tmp_path, "between the commits", seed=1)
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("phase", [*IN_WORKER, *OF_DRIVER])
+@pytest.mark.parametrize("phase", ["a worker at work", *IN_WORKER, *OF_DRIVER])
 def test_a_kill_in_any_phase_at_any_point_loses_and_doubles_nothing(
     lakes: tuple[Path, dict[str, Rows]], tmp_path: Path, phase: str, seed: int
 ) -> None:
