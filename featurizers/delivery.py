@@ -17,8 +17,8 @@ THUMBNAIL_PX = 320  # longest side
 THUMBNAIL_QUALITY = 80
 # Past this many times the crop's pixels, resizing all of a long strip to cut its centre wastes time and memory.
 MAX_RESIZE_WASTE = 8
-# What is left for the resize of a JPEG that was decoded at a fraction of its size: at 3 times what is delivered it is
-# within 50 dB of decoding in full, below it falls to 25-33 dB.
+# What is left for the resize of a JPEG that was decoded at a fraction of its size: at 3 times what is delivered it
+# keeps at least 50 dB against decoding in full, below that it falls to 25-33 dB.
 MIN_REDUCED_SCALE = 3
 
 
