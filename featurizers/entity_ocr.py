@@ -74,8 +74,8 @@ SPECS: tuple[FeaturizerSpec, ...] = (
     # RapidOCR as called plainly: its own lowest line score and nothing dropped besides.
     _spec("rapidocr", ("min_score", 0.5), ("min_letters", 0)),
     # A first look of the detector at a small copy of the picture; then only around what it finds there, enlarged no
-    # further than that text needs. Measured by benchmarks/text.py on 116 pictures: .87 of the lines at .23
-    # of the cost. With box score .3, text enlarged to 48 / 80 / 112 pixels: .85 at .19, .86 at .26, .87 at .29; as far as the plain
+    # further than that text needs. Measured on 116 pictures by benchmarks/text.py: .87 of the lines at .23 of the cost.
+    # With box score .3, text enlarged to 48 / 80 / 112 pixels: .85 at .19, .86 at .26, .87 at .29; as far as the plain
     # variant does: .88 at .34; the whole of each picture in which the first look finds text: .93 at .70.
     _spec(
         "rapidocr_gated",
