@@ -141,6 +141,23 @@ def _common(
     return Common(config=config, run_id=run_id or new_run_name(datetime.now(UTC)), as_json=as_json, debug=debug)
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from jobs.runs import code_version
+
+        print(f"lakelens {code_version()}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options_of_all(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
 @app.command()
 def crawl(
     lake: LakeOption = None, conf: ConfOption = None, set_: SetOption = None, run_id: RunIdOption = None,

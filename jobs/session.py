@@ -114,21 +114,24 @@ def local_cores(master: str) -> int | None:
     return os.cpu_count() or 1 if found[1] == "*" else int(found[1] or 1)
 
 
-def memory_bytes() -> int:
-    """What this process may use: the machine's memory, or less where a control group limits it (version 1 or 2)."""
+def memory_bytes(root: Path = Path("/")) -> int:
+    """What this process may use: the machine's memory, or less where a control group limits it (version 1 or 2).
+
+    root: of the file system that holds `proc` and `sys`.
+    """
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for line in _read("/proc/self/cgroup").splitlines():
+    for line in _read(root / "proc/self/cgroup").splitlines():
         _, controllers, group = line.split(":", 2)
-        if controllers == "memory":
-            limits.append(_number(_read(f"/sys/fs/cgroup/memory{group}/memory.limit_in_bytes")))
+        if "memory" in controllers.split(","):
+            limits.append(_number(_read(root / f"sys/fs/cgroup/memory{group}/memory.limit_in_bytes")))
         elif not controllers:
-            limits.append(_number(_read(f"/sys/fs/cgroup{group}/memory.max")))
+            limits.append(_number(_read(root / f"sys/fs/cgroup{group}/memory.max")))
     return min(limit for limit in limits if limit)
 
 
-def _read(path: str) -> str:
+def _read(path: Path) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except OSError:  # no control groups, or none of that kind
         return ""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,11 @@ def test_a_failed_run_names_the_id_under_which_it_is_resumed() -> None:
     assert run_of(error) == {}
     error.add_note("run_id=abc")
     assert run_of(error) == {"run_id": "abc"}
+
+
+def test_the_version_is_the_installed_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert app(["--version"], standalone_mode=False) == 0
+    assert capsys.readouterr().out == f"lakelens {version('lakelens')}\n"
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,25 @@ def test_memory_is_at_most_the_machines() -> None:
 
 
 @pytest.mark.parametrize(
+    ("groups", "file", "limit", "expected"),
+    [
+        ("0::/user/job", "sys/fs/cgroup/user/job/memory.max", "4294967296", 4 << 30),
+        ("0::/user/job", "sys/fs/cgroup/user/job/memory.max", "max", None),
+        ("5:memory:/job\n3:cpu,cpuacct:/", "sys/fs/cgroup/memory/job/memory.limit_in_bytes", "1073741824", 1 << 30),
+        ("5:cpu,memory:/a:b\n0::/", "sys/fs/cgroup/memory/a:b/memory.limit_in_bytes", "1073741824", 1 << 30),
+        ("5:memory:/job", "sys/fs/cgroup/memory/job/memory.limit_in_bytes", "9223372036854771712", None),
+    ],
+)
+def test_a_control_group_of_either_version_limits_the_memory(
+    groups: str, file: str, limit: str, expected: int | None, tmp_path: Path
+) -> None:
+    for name, text in (("proc/self/cgroup", groups), (file, limit)):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    assert memory_bytes(tmp_path) == (expected if expected is not None else memory_bytes(tmp_path / "no groups"))
+
+
+@pytest.mark.parametrize(
     ("master", "cores"),
     [("local", 1), ("local[3]", 3), ("local[4,2]", 4), ("spark://host:7077", None), ("local-cluster[1,1,512]", None)],
 )
