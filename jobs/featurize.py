@@ -10,7 +10,7 @@ from jobs import lake as lakes
 from jobs.commit import commit_wave, last_transaction, transaction_session
 from jobs.config import Config, Featurize
 from jobs.engine import EngineSettings, featurize_media, loaded_featurizers
-from jobs.lake import Lake, append, read, version
+from jobs.lake import Lake, append, read, sql_text, version
 from jobs.mentions import write_mentions
 from jobs.runs import JobResult, Run
 from jobs.staged import STAGED
@@ -168,7 +168,7 @@ def merge_retries(
     media_ids = [r.media_id for r in features_rows(staged, due, run, wave).select("media_id").distinct().collect()]
     with transaction_session(spark, due.app_id, wave, run.owner) as session:
         source = session.read.schema(schema_ddl(FEATURES.columns)).parquet(path)
-        here = f"t.featurizer = {_sql(due.spec.id)} AND t.fingerprint = {_sql(due.fingerprint)}"
+        here = f"t.featurizer = {sql_text(due.spec.id)} AND t.fingerprint = {sql_text(due.fingerprint)}"
         (
             DeltaTable.forPath(session, lake.table(FEATURES))
             .alias("t")
@@ -180,10 +180,6 @@ def merge_retries(
             )
             .execute()
         )
-
-
-def _sql(text: str) -> str:
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def pins(spark: SparkSession, lake: Lake) -> dict[str, int]:

@@ -114,6 +114,11 @@ def open_lake(spark: SparkSession, uri: str, *, create: bool = True) -> Lake:
     return lake
 
 
+def sql_text(text: str) -> str:
+    """`text` as a literal of Spark SQL."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
 def read(spark: SparkSession, lake: Lake, table: Table, *, version: int | None = None) -> DataFrame:
     """A table, now or at a version."""
     reader = spark.read.format("delta")

@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
 from typing import TYPE_CHECKING, Any, Literal
 
-from jobs.lake import Lake, read, repeated
+from jobs.lake import Lake, read, repeated, sql_text
 from schemas import RUNS, Table
 from schemas.table import spark_type
 
@@ -137,23 +137,19 @@ def run_rows(spark: SparkSession, lake: Lake, condition: str = "true") -> list[d
     return rows
 
 
-def _quoted(text: str) -> str:
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
-
-
 def _literal(value: Any, type_name: str) -> str:
     if value is None:
         return f"CAST(NULL AS {type_name})"
     if isinstance(value, datetime):
-        return f"TIMESTAMP {_quoted(value.astimezone(UTC).isoformat())}"
+        return f"TIMESTAMP {sql_text(value.astimezone(UTC).isoformat())}"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, Mapping):
         numbers = {k: v for k, v in value.items() if not (isinstance(v, float) and not math.isfinite(v))}
-        return f"from_json({_quoted(json.dumps(numbers))}, {_quoted(type_name)})"
+        return f"from_json({sql_text(json.dumps(numbers))}, {sql_text(type_name)})"
     if isinstance(value, (list, tuple)):
-        return f"from_json({_quoted(json.dumps(list(value)))}, {_quoted(type_name)})"
-    return _quoted(str(value))
+        return f"from_json({sql_text(json.dumps(list(value)))}, {sql_text(type_name)})"
+    return sql_text(str(value))
 
 
 def _set_clause(columns: Mapping[str, Any]) -> str:
@@ -164,7 +160,7 @@ def _set_clause(columns: Mapping[str, Any]) -> str:
 
 def update_run(spark: SparkSession, lake: Lake, run_id: str, *, owner: str, **columns: Any) -> None:
     """Set columns of a run this attempt owns; raises RunTakenOver where it no longer does."""
-    if not _update(spark, lake, f"run_id = {_quoted(run_id)} AND owner = {_quoted(owner)}", columns):
+    if not _update(spark, lake, f"run_id = {sql_text(run_id)} AND owner = {sql_text(owner)}", columns):
         raise RunTakenOver(f"run {run_id} was taken over by another attempt; this one stops")
 
 
@@ -202,7 +198,7 @@ def executing(
     """
     now = datetime.now(UTC)
     owner = secrets.token_hex(8)
-    rows = run_rows(spark, lake, f"run_id = {_quoted(run_id)}")
+    rows = run_rows(spark, lake, f"run_id = {sql_text(run_id)}")
     row = rows[0] if rows else None
     if decide_start(row, now=now, expiry_s=expiry_s) == "insert":
         fresh: dict[str, Any] = dict.fromkeys(RUNS.columns.names)
@@ -210,17 +206,17 @@ def executing(
         fresh |= {"covers": [], "inputs": dict(inputs), "outputs": dict(outputs), "metrics": {}, "whole_plan": False}
         fresh |= {"config_digest": config_digest, "code_version": code_version()}
         _insert(spark, lake, fresh)
-        found = run_rows(spark, lake, f"run_id = {_quoted(run_id)}")[0]
+        found = run_rows(spark, lake, f"run_id = {sql_text(run_id)}")[0]
         if found["owner"] != owner:
             raise RunRefused(f"run {run_id} was started by another attempt at the same moment")
         run = Run(run_id=run_id, job=job, owner=owner, inputs=inputs, started=now, resumed=False)
     else:
         assert row is not None
         condition = (
-            f"run_id = {_quoted(run_id)} AND owner = {_quoted(row['owner'])} "
+            f"run_id = {sql_text(run_id)} AND owner = {sql_text(row['owner'])} "
             f"AND heartbeat = {_literal(row['heartbeat'], 'TIMESTAMP')}"
         )
-        if not covered_run_ids(spark, lake).where(f"run_id = {_quoted(run_id)}").isEmpty():
+        if not covered_run_ids(spark, lake).where(f"run_id = {sql_text(run_id)}").isEmpty():
             raise RunPublished(f"run {run_id} ended early and what it wrote is published; give a new --run-id")
         taken = {"owner": owner, "status": "running", "heartbeat": now, "ended": None, "outputs": dict(outputs)}
         taken |= {"whole_plan": False, "config_digest": config_digest, "code_version": code_version()}
@@ -242,7 +238,7 @@ def executing(
         if run.resumed:
             update_run(spark, lake, run_id, owner=owner, status="failed", ended=datetime.now(UTC))
         else:  # it did nothing, so there is nothing to judge
-            mine = f"run_id = {_quoted(run_id)} AND owner = {_quoted(owner)}"
+            mine = f"run_id = {sql_text(run_id)} AND owner = {sql_text(owner)}"
             repeated(lambda: spark.sql(f"DELETE FROM delta.`{lake.table(RUNS)}` WHERE {mine}").collect())
         raise RunRefused(
             f"run {holder} is writing to {lake.uri}; run this one again when it has ended, or, if it died, once its "
@@ -282,7 +278,7 @@ def executing(
         heart.join()
         if not lost.is_set():
             with _quietly():
-                mine = f"run_id = {_quoted(run_id)} AND owner = {_quoted(owner)} AND status = 'running'"
+                mine = f"run_id = {sql_text(run_id)} AND owner = {sql_text(owner)} AND status = 'running'"
                 _update(spark, lake, mine, {"status": "failed", "ended": datetime.now(UTC)})
         raise
     finally:
@@ -362,15 +358,15 @@ def judge(
     """
     if not owners:
         return []
-    listed = ", ".join(f"({_quoted(run_id)}, {_quoted(owner)})" for run_id, owner in owners.items())
+    listed = ", ".join(f"({sql_text(run_id)}, {sql_text(owner)})" for run_id, owner in owners.items())
     owner = secrets.token_hex(8)
     statement = (
-        f"UPDATE delta.`{lake.table(RUNS)}` SET owner = {_quoted(owner)}, "
-        f"status = CASE WHEN status IN ('running', 'failed') THEN 'failed' ELSE {_quoted(status)} END "
+        f"UPDATE delta.`{lake.table(RUNS)}` SET owner = {sql_text(owner)}, "
+        f"status = CASE WHEN status IN ('running', 'failed') THEN 'failed' ELSE {sql_text(status)} END "
         f"WHERE (run_id, owner) IN ({listed}) AND NOT (status = 'running' AND {_beats(expiry_s)})"
     )
     repeated(lambda: spark.sql(statement).collect())
-    return [row["run_id"] for row in run_rows(spark, lake, f"owner = {_quoted(owner)}")]
+    return [row["run_id"] for row in run_rows(spark, lake, f"owner = {sql_text(owner)}")]
 
 
 def _beats(expiry_s: float) -> str:
