@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from jobs.check import reports_folder
 from jobs.config import Config
@@ -128,6 +129,7 @@ def render(report: Report) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["number"] = number
     environment.filters["duration"] = duration
+    environment.filters["file_name"] = file_name
     metrics = report.metrics
     stages = {"fetch": metrics.fetch_ms.get(""), "decode": metrics.decode_ms.get("")}
     stages |= {f"infer {name}": h for name, h in metrics.infer_ms.items()} | {"document": metrics.document_ms.get("")}
@@ -156,6 +158,11 @@ def duration(ms: float | None) -> str:
     if ms is None:
         return "–"  # noqa: RUF001 (typography)
     return f"{ms / 1000:.3g} s" if ms >= 1000 else f"{ms:.3g} ms"
+
+
+def file_name(url: str) -> str:
+    """What a URL calls its file, as a person would write it; the URL itself where it ends in a slash."""
+    return unquote(url.rsplit("/", 1)[-1]) or url
 
 
 def picture_of(frame: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], facts: Mapping[str, Any]) -> Picture:

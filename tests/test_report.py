@@ -18,6 +18,7 @@ from jobs.report import (
     Report,
     Video,
     duration,
+    file_name,
     number,
     picture_of,
     render,
@@ -43,6 +44,18 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("file:///photos/K%C3%A4fer%20und%20Bl%C3%BCte.jpg", "Käfer und Blüte.jpg"),
+        ("http://example.org/", "http://example.org/"),
+        ("http://example.org/50%25", "50%"),
+    ],
+)
+def test_a_file_is_named_as_a_person_would_write_it(url: str, name: str) -> None:
+    assert file_name(url) == name
 
 
 def features_of(text: str) -> list[dict[str, Any]]:
