@@ -23,10 +23,11 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from featurizers import concept_efficientnet, label_bridge, object_yolov3, onnx_graph
+from featurizers import concept_efficientnet, label_bridge, object_yolov3
 from featurizers.decode import decode_image
 from featurizers.delivery import fit, placement, resize, upright_boxes
 from featurizers.minilm import MINILM_WEIGHTS, load_text_encoder
+from featurizers.onnx_session import open_session
 from featurizers.spec import Extract, Features, FeaturizerSpec, Image, all_specs, featurizer_module, find_spec
 from featurizers.weights import fetch, resolve
 
@@ -123,7 +124,7 @@ def _true_boxes(labelled: Labelled) -> Iterator[tuple[int, int, NDArray[np.float
 def detector_vectors(labelled: Labelled) -> NDArray[np.float32]:
     """(boxes, 256) vectors of the labelled boxes as `object_yolov3` makes them."""
     spec, weights = resolve(find_spec(ALL_BOXES))
-    session = onnx_graph.open_session(object_yolov3.prepare(weights)[object_yolov3.NETWORK], "cpu")
+    session = open_session(object_yolov3.prepare(spec, weights)[object_yolov3.NETWORK], "cpu")
     maps = [session.run(["map"], {"image": fit(image, spec)[None]})[0][0] for image in labelled.image]
     vectors = []
     for i, _, corners in _true_boxes(labelled):

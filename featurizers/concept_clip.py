@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from featurizers.onnx_graph import threads
+from featurizers.device import threads
 from featurizers.spec import Extract, Features, FeaturizerSpec, Image, Weights, no_features
 from featurizers.weights import WeightsError, fetch
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featurizers.device import threads
 from featurizers.linking import LINKER_SETTINGS, LINKER_SPEC, load_linker
 from featurizers.minilm import MINILM_DIM
-from featurizers.onnx_graph import threads
 from featurizers.spec import Extract, Features, FeaturizerSpec, Image, Weights, no_features
 
 _SOURCE = "RapidAI/RapidOCR 3.10; PP-OCRv6 small, PaddlePaddle/PaddleOCR"

@@ -25,9 +25,11 @@ from numpy.typing import NDArray
 
 from featurizers import onnx_graph
 from featurizers.onnx_graph import Array, Graph
-from featurizers.spec import Extract, Features, FeaturizerSpec, Image, Weights, no_features
+from featurizers.onnx_session import open_network
+from featurizers.spec import Extract, Features, FeaturizerSpec, Image, Setting, Weights, no_features
 
 NETWORK = "yolov3_tiny"
+OUTPUTS = ("coarse", "fine", "map")
 CONVERTER = "yolov3_tiny_onnx@1"  # raise the number with any change of the network that `convert` writes
 SIDE_PX = 416
 MAX_CANDIDATES = 1000  # of a picture, best first, before non-maximum suppression
@@ -62,7 +64,14 @@ _WEIGHTS = (
 )
 
 
-def _spec(variant: str, *, min_score: float, all_classes: bool) -> FeaturizerSpec:
+def _spec(
+    variant: str,
+    *,
+    min_score: float,
+    all_classes: bool,
+    precision: str = "float32",
+    settings: tuple[tuple[str, Setting], ...] = (),
+) -> FeaturizerSpec:
     return FeaturizerSpec(
         family="object_yolov3",
         variant=variant,
@@ -72,8 +81,9 @@ def _spec(variant: str, *, min_score: float, all_classes: bool) -> FeaturizerSpe
         image_size=SIDE_PX,
         fit="letterbox",
         letterbox_fill=128,  # as Darknet; AP50 is .514, with 114 .506, with 0 .504
-        batch_size=8,
+        batch_size=32,  # of a GPU, not measured; on a CPU pictures go through one at a time
         weights=_WEIGHTS,
+        precision=precision,
         settings=(
             ("converter", CONVERTER),
             ("min_score", min_score),
@@ -81,6 +91,7 @@ def _spec(variant: str, *, min_score: float, all_classes: bool) -> FeaturizerSpe
             ("max_overlap", 0.45),
             ("max_candidates", MAX_CANDIDATES),
             ("max_boxes", MAX_BOXES),
+            *settings,
         ),
     )
 
@@ -88,6 +99,14 @@ def _spec(variant: str, *, min_score: float, all_classes: bool) -> FeaturizerSpe
 SPECS: tuple[FeaturizerSpec, ...] = (
     # A box has its best class; at IoU .5 about three of four are right, and three of ten objects are found.
     _spec("tiny", min_score=0.25, all_classes=False),
+    # The same for a GPU; a CPU takes longer over it than over float32.
+    _spec(
+        "tiny_fp16",
+        min_score=0.25,
+        all_classes=False,
+        precision="float16",
+        settings=(("float16_converter", onnx_graph.FLOAT16_CONVERTER),),
+    ),
     # For golden sets: what average precision needs. A box may come once for each of its classes.
     _spec("tiny_all", min_score=0.001, all_classes=True),
 )
@@ -207,9 +226,9 @@ def convert(source: Path, target: Path) -> None:
     )
 
 
-def prepare(weights: Mapping[str, Path]) -> dict[str, Path]:
+def prepare(spec: FeaturizerSpec, weights: Mapping[str, Path]) -> dict[str, Path]:
     """`weights` with the network as ONNX; the driver calls this once, so that executors convert nothing."""
-    return onnx_graph.as_onnx(weights, NETWORK, converter=CONVERTER, convert=convert)
+    return onnx_graph.as_onnx(spec, weights, NETWORK, converter=CONVERTER, convert=convert)
 
 
 def _sigmoid(x: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -307,10 +326,9 @@ def box_vectors(feature_map: NDArray[np.float32], box: NDArray[np.float32]) -> N
 def load(spec: FeaturizerSpec, weights: Mapping[str, Path], device: str) -> Extract:
     """The objects of each picture, best first: a unit vector of 256, label, score, and box as fractions of the picture.
 
-    Takes uint8 (416, 416, 3) letterboxed pictures. Raises onnx_graph.DeviceUnavailable, and ValueError for another
-    size.
+    Takes uint8 (416, 416, 3) letterboxed pictures. Raises DeviceUnavailable, and ValueError for another size.
     """
-    session = onnx_graph.open_session(prepare(weights)[NETWORK], device)
+    network = open_network(prepare(spec, weights)[NETWORK], device, outputs=OUTPUTS, batch_size=spec.batch_size)
     shape = (spec.image_size, spec.image_size, 3)
 
     def extract(images: Sequence[Image]) -> Features:
@@ -319,7 +337,7 @@ def load(spec: FeaturizerSpec, weights: Mapping[str, Path], device: str) -> Extr
                 raise ValueError(f"{spec.id}: picture of shape {image.shape}, allowed: {shape}")
         if not len(images):
             return no_features(spec)
-        coarse, fine, maps = session.run(["coarse", "fine", "map"], {"image": np.stack(images)})
+        coarse, fine, maps = network(images)
         found = [decode(*heads, spec) for heads in zip(coarse, fine, strict=True)]
         vectors = [box_vectors(feature_map, boxes.box) for feature_map, boxes in zip(maps, found, strict=True)]
         return Features(

@@ -1,8 +1,7 @@
-"""ONNX: build a network node by node and open it on the device asked for. Knows no model, weights file or label."""
+"""ONNX: build a network node by node, write it, make it half precision. Knows no model, weights file or label."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,16 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featurizers.spec import FeaturizerSpec
 from featurizers.weights import converted
 
 OPSET = 17
 IR_VERSION = 8
+FLOAT16_CONVERTER = "onnx_float16@1"  # raise the number with any change of what `convert_to_float16` writes
 
 Array = NDArray[Any]
-
-
-class DeviceUnavailable(RuntimeError):
-    """The device asked for cannot run the network; nothing falls back to another device in silence."""
 
 
 @dataclass(frozen=True)
@@ -96,43 +93,37 @@ def save(
 
 
 def as_onnx(
-    weights: Mapping[str, Path], network: str, *, converter: str, convert: Callable[[Path, Path], None]
+    spec: FeaturizerSpec,
+    weights: Mapping[str, Path],
+    network: str,
+    *,
+    converter: str,
+    convert: Callable[[Path, Path], None],
 ) -> dict[str, Path]:
-    """`weights` with the file of `network` as ONNX, converted once per machine; what is ONNX already stays as it is."""
+    """`weights` with the file of `network` as ONNX in the precision of `spec`, converted once per machine.
+
+    What was converted before stays as it is. Raises ValueError for a precision that there is no conversion to.
+    """
+    if spec.precision not in ("float32", "float16"):
+        raise ValueError(f"{spec.id}: precision is {spec.precision!r}, allowed: float32, float16")
     source = weights[network]
     if source.suffix != ".onnx":
         source = converted(source, name=f"{network}.onnx", converter=converter, convert=convert)
+    half = f"{network}.float16.onnx"
+    if spec.precision == "float16" and source.name != half:
+        source = converted(source, name=half, converter=FLOAT16_CONVERTER, convert=convert_to_float16)
     return {**weights, network: source}
 
 
-def threads() -> int:
-    """Threads of one network: OMP_NUM_THREADS, which Spark sets to spark.task.cpus for its workers; else 1."""
-    value = os.environ.get("OMP_NUM_THREADS", "")
-    return int(value) if value.isdigit() and int(value) > 0 else 1
+def convert_to_float16(source: Path, target: Path) -> None:
+    """Write the network at `source` with float16 weights and arithmetic; its outputs stay float32.
 
-
-def open_session(path: Path, device: str) -> Any:
-    """An ONNX Runtime session of the network at `path` on "cpu" or "cuda:N", full float32 (no TF32) on both.
-
-    Raises DeviceUnavailable where ONNX Runtime would quietly take the CPU instead, ValueError for another device.
+    A GPU computes so on its tensor cores. A CPU computes in float32 with the weights rounded, for ONNX Runtime has no
+    float16 kernels for x86.
     """
-    import onnxruntime
+    import onnx
+    from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads()
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
-    if device == "cpu":
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    kind, _, index = device.partition(":")
-    if kind != "cuda" or not (index.isdigit() or device == "cuda"):
-        raise ValueError(f"device is {device!r}, allowed: cpu, cuda, cuda:N")
-    if hasattr(onnxruntime, "preload_dlls"):
-        onnxruntime.preload_dlls()
-    wanted = "CUDAExecutionProvider"
-    provider = (wanted, {"device_id": index or "0", "use_tf32": "0"})
-    session = onnxruntime.InferenceSession(str(path), options, providers=[provider, "CPUExecutionProvider"])
-    if session.get_providers()[0] != wanted:
-        raise DeviceUnavailable(f"{device}: ONNX Runtime fell back to {session.get_providers()[0]} for {path.name}")
-    return session
+    model = convert_float_to_float16(onnx.load(str(source)), keep_io_types=True)
+    onnx.checker.check_model(model, full_check=True)
+    target.write_bytes(model.SerializeToString())

@@ -48,7 +48,7 @@ class FeaturizerSpec:
     letterbox_fill: int = 114  # "letterbox" only: grey level around the picture
     batch_size: int
     weights: tuple[Weights, ...]
-    precision: str = "float32"
+    precision: str = "float32"  # of the arithmetic: float32, float16, bfloat16, as far as the module knows them
     settings: tuple[tuple[str, Setting], ...] = ()  # thresholds and the like, all part of the fingerprint
 
     @property
@@ -168,11 +168,11 @@ def featurizer_module(family: str) -> Featurizer:
 
 
 def prepared(spec: FeaturizerSpec, weights: Mapping[str, Path]) -> Mapping[str, Path]:
-    """`weights` after the module's `prepare(weights)`, where it has one: what setup and the driver convert."""
-    prepare: Callable[[Mapping[str, Path]], Mapping[str, Path]] | None = None
+    """`weights` after the module's `prepare(spec, weights)`, where it has one: what setup and the driver convert."""
+    prepare: Callable[[FeaturizerSpec, Mapping[str, Path]], Mapping[str, Path]] | None = None
     if spec.family in families():
         prepare = getattr(featurizer_module(spec.family), "prepare", None)
-    return weights if prepare is None else prepare(weights)
+    return weights if prepare is None else prepare(spec, weights)
 
 
 def all_specs() -> list[FeaturizerSpec]:

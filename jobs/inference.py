@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import re
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from featurizers.device import is_out_of_memory, release_device_memory
 from featurizers.spec import Extract, Features, FeaturizerSpec, Image, check_features
 from schemas.errors import Error, ErrorCode, error
 
 NATIVE_PROBE_PX = 224  # side of the grey probe where the featurizer takes any size
-# What CUDA, cuBLAS, PyTorch, ONNX Runtime and C++ say when an allocation fails and the exception's type does not.
-_ALLOCATION_FAILED = re.compile(
-    r"out of memory|failed to allocate memory|bad[_ ]alloc|alloc_failed|available memory of \d+ is smaller", re.I
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +22,7 @@ class Loaded:
     spec: FeaturizerSpec
     fingerprint: str
     extract: Extract
+    lanes: int = 1  # threads that may call `extract` at once: batches on their way, and so one's work hides another's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +77,7 @@ def _attempt(loaded: Loaded, images: Sequence[Image]) -> list[Outcome]:
         said = error(code, f"{loaded.spec.id}: {type(failure).__name__}: {failure}")
         return [Outcome(error=said, infer_ms=infer_ms)]
     if is_memory:
-        _release_device_memory()
+        release_device_memory()
         half = len(images) // 2
         return [*_attempt(loaded, images[:half]), *_attempt(loaded, images[half:])]
     return [outcome for image in images for outcome in _attempt(loaded, [image])]
@@ -113,17 +109,3 @@ def split(features: Features, n_images: int) -> list[Features]:
             )
         )
     return parts
-
-
-def is_out_of_memory(failure: BaseException) -> bool:
-    """True where `failure` says that an allocation failed, on whatever device and in whichever library."""
-    if isinstance(failure, MemoryError) or type(failure).__name__ == "OutOfMemoryError":
-        return True
-    return _ALLOCATION_FAILED.search(str(failure)) is not None
-
-
-def _release_device_memory() -> None:
-    """Give PyTorch's cached blocks back, if PyTorch is in use, so that the half batch meets an unfragmented device."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()

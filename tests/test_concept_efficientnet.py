@@ -11,6 +11,7 @@ import pytest
 from benchmarks.quality import concept_mean_average_precision, labelled_photographs
 from featurizers import concept_efficientnet, label_bridge, onnx_graph
 from featurizers.minilm import MINILM_WEIGHTS, TextEncoder, load_text_encoder
+from featurizers.onnx_session import open_session
 from featurizers.spec import find_spec
 from featurizers.weights import fetch, resolve
 from tests.contract_pictures import extracted, loaded, photograph
@@ -65,7 +66,7 @@ def test_the_folded_network_equals_convolution_then_normalisation(weights: dict[
     outputs = {"stem": (tensor, ["n", 32, 8, 8])}
     onnx_graph.save(graph, tmp_path / "stem.onnx", side=16, outputs=outputs, name="stem")
     image = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
-    found = onnx_graph.open_session(tmp_path / "stem.onnx", "cpu").run(None, {"image": image})[0]
+    found = open_session(tmp_path / "stem.onnx", "cpu").run(None, {"image": image})[0]
     pixels = functional.pad((torch.from_numpy(image).permute(0, 3, 1, 2).float() - 127) / 128, (0, 1, 0, 1))
     expected = functional.batch_norm(
         functional.conv2d(pixels, state["_conv_stem.weight"], stride=2),
@@ -73,20 +74,6 @@ def test_the_folded_network_equals_convolution_then_normalisation(weights: dict[
         eps=1e-3,
     )
     assert np.allclose(found, expected.numpy(), atol=1e-4)
-
-
-def test_a_session_for_a_gpu_that_is_not_there_is_refused(weights: dict[str, Path]) -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        pytest.skip("this machine has a GPU")
-    with pytest.raises(onnx_graph.DeviceUnavailable, match="cuda:0"):
-        onnx_graph.open_session(concept_efficientnet.prepare(weights)["lite0"], "cuda:0")
-
-
-def test_a_device_that_is_none_is_refused(weights: dict[str, Path]) -> None:
-    with pytest.raises(ValueError, match="device is 'tpu', allowed: cpu, cuda, cuda:N"):
-        onnx_graph.open_session(concept_efficientnet.prepare(weights)["lite0"], "tpu")
 
 
 def test_class_names_are_read_without_running_the_file(tmp_path: Path) -> None:

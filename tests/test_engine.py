@@ -22,7 +22,7 @@ from featurizers.delivery import fit, upright_boxes
 from featurizers.spec import Extract, Features, FeaturizerSpec, Image, no_features
 from featurizers.video import key_frames
 from jobs.engine import EngineSettings, featurize_media
-from jobs.inference import DeviceFailed, Loaded, infer_batch, is_out_of_memory
+from jobs.inference import DeviceFailed, Loaded, infer_batch
 from jobs.staged import STAGED
 from tests.pictures import encode, noise
 
@@ -396,10 +396,6 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(failure: Exception) -
     outcomes = infer_batch(loaded(spec, extract), [np.full((32, 32, 3), 99, np.uint8)] * 16)
     assert all(outcome.found is not None for outcome in outcomes)
     assert sizes == [16, 8, 4, 2, 2, 4, 2, 2, 8, 4, 2, 2, 4, 2, 2]
-
-
-def test_an_error_that_is_not_about_memory_is_not_taken_for_one() -> None:
-    assert not is_out_of_memory(RuntimeError("Invalid argument: shape mismatch"))
 
 
 def test_a_single_picture_that_does_not_fit_is_out_of_memory_and_the_others_go_on() -> None:
