@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from featurizers.spec import Image
 
 Array = NDArray[Any]
+Network = Callable[[Sequence[Image]], list[Array]]  # N >= 1 pictures -> each output, (N, ...) float32
 
 # What CUDA, cuBLAS, cuDNN, PyTorch, ONNX Runtime and C++ say when an allocation fails and the exception's type does
 # not; read from the libraries of torch 2.15 and onnxruntime 1.31.
@@ -66,15 +68,15 @@ class Lane(Protocol):
     pixels: NDArray[np.uint8]  # (size, H, W, 3) on the host, page-locked for a GPU: to be written before `send`
 
     def send(self) -> None:
-        """Copy `pixels` to the device; back when they are there."""
+        """Copy `pixels` to the device, where the network will read them."""
         ...
 
     def compute(self) -> None:
-        """Run the network over what was sent; back when it is done."""
+        """Run the network over what was sent, or start to."""
         ...
 
     def receive(self) -> list[Array]:
-        """The outputs on the host, (size, ...) each, overwritten by the next call."""
+        """The outputs on the host once all is done, (size, ...) each, overwritten by the next call."""
         ...
 
 
@@ -91,6 +93,7 @@ class FixedBatches:
         self.size = size
         self._open = open_lane
         self._idle: deque[Lane] = deque()
+        self._opening = threading.Lock()  # two CUDA graphs are not captured at once
 
     def lane(self) -> Lane:
         """A lane that is not in use, or a new one; `give_back` it."""
@@ -98,7 +101,8 @@ class FixedBatches:
             try:
                 lane = self._idle.pop()
             except IndexError:
-                return self._open(self.size)
+                with self._opening:
+                    return self._open(self.size)
             if lane.size == self.size:
                 return lane
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featurizers.device import Array, DeviceUnavailable, FixedBatches, gpu_index, threads
+from featurizers.device import Array, DeviceUnavailable, FixedBatches, Network, gpu_index, threads
 from featurizers.spec import Image
 
 CUDA = "CUDAExecutionProvider"
-Network = Callable[[Sequence[Image]], list[Array]]  # N >= 1 pictures -> each output, (N, ...) float32
 
 
 def open_session(path: Path, device: str) -> Any:

@@ -47,9 +47,14 @@ class Crawl(_Section):
     wave_documents: int = Field(ge=1)
 
 
+class Model(_Section):
+    uri: str
+    precision: Literal["float32", "float16", "bfloat16"] = "float32"
+
+
 class Featurize(_Section):
     featurizers: tuple[str, ...]
-    models: dict[str, str] = Field(default_factory=dict)
+    models: dict[str, str | Model] = Field(default_factory=dict)
     catalogue: str | None = None
     decode_profile: Literal["exact", "fast"] = "exact"
     max_frames_per_video: int = Field(ge=1)

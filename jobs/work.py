@@ -55,7 +55,9 @@ def configured_spec(featurizer_id: str, config: Featurize) -> FeaturizerSpec:
         describe = getattr(featurizer_module(family), "spec_for", None)
         if describe is None:
             raise ConfigError(f"featurize.models.{name}: {family} takes no configured model")
-        spec: FeaturizerSpec = describe(variant, config.models[name])
+        model = config.models[name]
+        uri, precision = (model, "float32") if isinstance(model, str) else (model.uri, model.precision)
+        spec: FeaturizerSpec = describe(variant, uri, precision)
         if spec.id != featurizer_id:
             raise ConfigError(f"featurizer {featurizer_id!r} is not known; the configured model makes {spec.id}")
         return spec

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 
 from featurizers import concept_clip
 from featurizers.delivery import fit
-from featurizers.spec import FeaturizerSpec, check_features
+from featurizers.device import DeviceUnavailable, FixedBatches
+from featurizers.spec import FeaturizerSpec, check_features, fingerprint
 from featurizers.weights import WeightsError, resolve
 
 WORDS = ["a", "photo", "of", "dog", "cat", "the", "[UNK]", "[PAD]", "[EOS]"]
@@ -130,6 +132,52 @@ def test_a_picture_has_one_unit_vector_alone_and_in_a_batch(model_folder: Path) 
     alone = np.concatenate([extract([picture]).vector for picture in batch])
     assert np.all((alone * together.vector).sum(axis=1) > 1 - 1e-4)
     check_features(extract([]), spec, 0)
+
+
+@pytest.mark.parametrize(("precision", "furthest"), [("float16", 1e-5), ("bfloat16", 1e-3)])
+def test_half_precision_is_another_vector_space_with_nearly_the_same_vectors(
+    model_folder: Path, precision: str, furthest: float
+) -> None:
+    spec, weights, extract = loaded(model_folder)
+    half = replace(concept_clip.spec_for("tiny", model_folder.as_uri(), precision), weights=spec.weights)
+    batch = pictures(spec, 5)
+    vectors = concept_clip.load(half, weights, "cpu")(batch)
+    check_features(vectors, half, 5)
+    distance = 1 - (vectors.vector * extract(batch).vector).sum(axis=1)
+    assert 1e-9 < distance.max() < furthest
+    sampling = {"decode_profile": "exact", "frame_sampling": "none"}
+    assert fingerprint(half, **sampling) != fingerprint(spec, **sampling)
+
+
+def test_a_precision_that_is_not_known_is_refused(model_folder: Path) -> None:
+    with pytest.raises(ValueError, match="precision is 'int4', allowed: float32, float16, bfloat16"):
+        concept_clip.spec_for("tiny", model_folder.as_uri(), "int4")
+
+
+def test_batches_of_one_shape_give_the_vectors_that_each_picture_gives_alone(tmp_path: Path) -> None:
+    import torch
+
+    spec, _, extract = loaded(save_model("clip", tmp_path / "m"))
+    batch = pictures(spec, 5)
+    vectors = torch.from_numpy(extract(batch).vector)
+
+    def forward(pixels: Any) -> Any:  # finds the picture among those known, so that a mixed-up buffer shows
+        known = torch.from_numpy(np.stack(batch))
+        return vectors[[int((known == one).flatten(1).all(1).int().argmax()) for one in pixels]]
+
+    shape = (spec.image_size, spec.image_size, 3)
+    run = FixedBatches(lambda size: concept_clip.GraphLane(forward, "cpu", shape=(size, *shape), dim=spec.dim), 2)
+    for order in ([0, 1, 2, 3, 4], [4, 2, 0], [3]):
+        assert np.array_equal(run([batch[i] for i in order])[0], vectors.numpy()[order])
+
+
+def test_a_gpu_that_is_not_there_is_refused(model_folder: Path) -> None:
+    import torch
+
+    spec, weights, _ = loaded(model_folder)
+    missing = torch.cuda.device_count()
+    with pytest.raises(DeviceUnavailable, match=f"^cuda:{missing}: PyTorch sees {missing} GPUs"):
+        concept_clip.load(spec, weights, f"cuda:{missing}")
 
 
 def test_a_text_has_one_unit_vector_of_the_pictures_length_alone_and_in_a_batch(model_folder: Path) -> None:
