@@ -1,7 +1,8 @@
 """Encoded media to features, from Arrow record batches to Arrow record batches. Knows no Spark, no table, no model.
 
 reader -> bounded queue -> decode threads -> bounded queue -> batches for each featurizer -> rows
-The caller's thread reads and infers; decoding goes on meanwhile, for the decoders release the interpreter lock.
+The caller's thread reads and infers; decoding goes on meanwhile, for the decoders release the interpreter lock. For a
+GPU threads of their own infer, so that one batch is copied and unpacked while another is computed.
 """
 
 from __future__ import annotations
@@ -20,13 +21,16 @@ from featurizers.delivery import dct_divisor, delivery, fit, thumbnail, upright_
 from featurizers.probe import SNIFF_BYTES, VIDEO_FORMAT, sniff
 from featurizers.spec import Features, FeaturizerSpec, Image, featurizer_module
 from jobs.byte_queue import ByteQueue, Closed
-from jobs.inference import Loaded, Outcome, infer_batch
+from jobs.inference import Lanes, Loaded, Outcome
 from jobs.staged import FrameRow, record_batch
 from schemas.errors import Error, ErrorCode, error
 
 Delivery = tuple[str, int, int, int]  # of featurizers.delivery.delivery
 # Measured with the three default featurizers: batches of 16, 8 and 8 take as long per picture and 350 MB more.
 CPU_BATCH_SIZE = 1
+# Batches on their way at once to one GPU: while one is computed, another is stacked and copied to the device, or what
+# came of it is turned into features.
+GPU_LANES = 2
 MEDIA_OVERHEAD_BYTES = 4096  # what a media counts for beside its bytes, so that a million empty ones are not read ahead
 
 
@@ -88,6 +92,7 @@ class _Station:
     """A featurizer with the pictures that wait for its next batch."""
 
     loaded: Loaded
+    lanes: Lanes[list[tuple[FrameRow, Image]]]
     waiting: list[tuple[FrameRow, Image]] = field(default_factory=list)
     waiting_bytes: int = 0
     known_good: Image | None = None
@@ -104,7 +109,7 @@ def featurize_media(
     that is not among `featurizers`. Memory is bounded by the settings and one picture for each decode thread.
     Closing the generator, or an error, ends its threads.
     """
-    stations = {loaded.spec.id: _Station(loaded=loaded) for loaded in featurizers}
+    stations = {loaded.spec.id: _Station(loaded=loaded, lanes=Lanes(loaded)) for loaded in featurizers}
     decoded: ByteQueue[_Decoded | _Finished] = ByteQueue(settings.queue_bytes)
     pool = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
     source = _read_media(batches, stations)
@@ -122,7 +127,7 @@ def featurize_media(
                 specs = [stations[featurizer].loaded.spec for featurizer in media.due]
                 pool.submit(_decode, media, specs, settings, decoded)
             if not n_reading:
-                completed = [row for station in stations.values() for row in _run(station)]
+                completed = [row for station in stations.values() for row in _run(station, wait=True)]
             else:
                 item = decoded.get()
                 if isinstance(item, _Finished):
@@ -144,6 +149,8 @@ def featurize_media(
     finally:
         decoded.close()
         pool.shutdown(wait=True, cancel_futures=True)
+        for station in stations.values():
+            station.lanes.close()
 
 
 def _read_media(batches: Iterable[pa.RecordBatch], known: Mapping[str, object]) -> Iterator[_Media]:
@@ -319,21 +326,23 @@ def _distribute(item: _Decoded, stations: Mapping[str, _Station], settings: Engi
     return [item.row] if item.failure is not None else completed
 
 
-def _run(station: _Station) -> list[FrameRow]:
-    """Run the featurizer over what waits for it; the rows that this completed."""
+def _run(station: _Station, *, wait: bool = False) -> list[FrameRow]:
+    """Run the featurizer over what waits for it; the rows that this completed.
+
+    With several lanes these may be rows of earlier batches, unless all that is on its way is to be waited for.
+    """
     waiting, station.waiting, station.waiting_bytes = station.waiting, [], 0
-    if not waiting:
-        return []
-    images = [image for _, image in waiting]
-    outcomes = infer_batch(station.loaded, images, known_good=station.known_good)
+    if waiting:
+        station.lanes.start(waiting, [image for _, image in waiting], known_good=station.known_good)
     completed = []
-    for (row, image), outcome in zip(waiting, outcomes, strict=True):
-        if outcome.found is not None:
-            station.known_good = image
-            outcome = replace(outcome, found=_upright(outcome.found, station.loaded.spec, row))
-        row.results[station.loaded.spec.id] = (station.loaded, outcome)
-        if row.is_complete:
-            completed.append(row)
+    for batch, outcomes in station.lanes.done(wait=wait):
+        for (row, image), outcome in zip(batch, outcomes, strict=True):
+            if outcome.found is not None:
+                station.known_good = image
+                outcome = replace(outcome, found=_upright(outcome.found, station.loaded.spec, row))
+            row.results[station.loaded.spec.id] = (station.loaded, outcome)
+            if row.is_complete:
+                completed.append(row)
     return completed
 
 
@@ -358,7 +367,8 @@ def loaded_featurizers(
     for spec, weights, fingerprint in described:
         if (fingerprint, device) not in _LOADED:
             extract = featurizer_module(spec.family).load(spec, weights, device)
+            lanes = GPU_LANES
             if device == "cpu":
-                spec = replace(spec, batch_size=CPU_BATCH_SIZE)
-            _LOADED[fingerprint, device] = Loaded(spec=spec, fingerprint=fingerprint, extract=extract)
+                spec, lanes = replace(spec, batch_size=CPU_BATCH_SIZE), 1
+            _LOADED[fingerprint, device] = Loaded(spec=spec, fingerprint=fingerprint, extract=extract, lanes=lanes)
     return [_LOADED[fingerprint, device] for _, _, fingerprint in described]

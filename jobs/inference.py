@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -12,6 +15,7 @@ from featurizers.device import is_out_of_memory, release_device_memory
 from featurizers.spec import Extract, Features, FeaturizerSpec, Image, check_features
 from schemas.errors import Error, ErrorCode, error
 
+Tag = TypeVar("Tag")
 NATIVE_PROBE_PX = 224  # side of the grey probe where the featurizer takes any size
 
 
@@ -57,6 +61,39 @@ def infer_batch(loaded: Loaded, images: Sequence[Image], *, known_good: Image | 
             f"{type(failure).__name__}: {failure}"
         ) from failure
     return outcomes
+
+
+class Lanes(Generic[Tag]):
+    """Batches of one featurizer on their way. One lane infers in the caller's thread, several in threads of their own.
+
+    A tag comes back with its batch. Batches are done in the order in which they were started.
+    """
+
+    def __init__(self, loaded: Loaded) -> None:
+        self._loaded = loaded
+        self._threads = ThreadPoolExecutor(loaded.lanes, thread_name_prefix="infer") if loaded.lanes > 1 else None
+        self._started: deque[tuple[Tag, Callable[[], list[Outcome]]]] = deque()
+
+    def start(self, tag: Tag, images: Sequence[Image], *, known_good: Image | None) -> None:
+        """`infer_batch` these; raises what it raises, here or in `done`."""
+        if self._threads is None:
+            outcomes = infer_batch(self._loaded, images, known_good=known_good)
+            self._started.append((tag, lambda: outcomes))
+        else:
+            started = self._threads.submit(infer_batch, self._loaded, images, known_good=known_good)
+            self._started.append((tag, started.result))
+
+    def done(self, *, wait: bool) -> Iterator[tuple[Tag, list[Outcome]]]:
+        """Batches that are done, waiting for as many as leave each lane one, and for all of them if told to `wait`."""
+        n_left = 0 if wait or self._threads is None else self._loaded.lanes
+        while len(self._started) > n_left:
+            tag, outcomes = self._started.popleft()
+            yield tag, outcomes()
+
+    def close(self) -> None:
+        """Drop what was not begun, and end the threads once they are done with what was."""
+        if self._threads is not None:
+            self._threads.shutdown(wait=True, cancel_futures=True)
 
 
 def grey_probe(spec: FeaturizerSpec) -> Image:

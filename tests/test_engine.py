@@ -75,10 +75,9 @@ def mean_colour(spec: FeaturizerSpec) -> Extract:
     return extract
 
 
-def loaded(spec: FeaturizerSpec, extract: Extract | None = None) -> Loaded:
-    return Loaded(
-        spec=spec, fingerprint=hashlib.md5(spec.id.encode()).hexdigest(), extract=extract or mean_colour(spec)
-    )
+def loaded(spec: FeaturizerSpec, extract: Extract | None = None, *, lanes: int = 1) -> Loaded:
+    fingerprint = hashlib.md5(spec.id.encode()).hexdigest()
+    return Loaded(spec=spec, fingerprint=fingerprint, extract=extract or mean_colour(spec), lanes=lanes)
 
 
 def poisoned(spec: FeaturizerSpec, is_poison: Callable[[Image], bool], failure: Exception | None = None) -> Extract:
@@ -188,7 +187,11 @@ def test_whatever_is_wrong_with_the_media_rows_out_are_rows_in_and_equal_to_thos
         a_spec("b", batch_size=draw.randint(1, 7), fit="letterbox", image_size=48),
         a_spec("c", batch_size=draw.randint(1, 7), fit="native", image_size=0),
     ]
-    featurizers = [loaded(specs[0]), loaded(specs[1], poisoned(specs[1], is_red)), loaded(specs[2])]
+    featurizers = [
+        loaded(specs[0], lanes=draw.randint(1, 3)),
+        loaded(specs[1], poisoned(specs[1], is_red), lanes=draw.randint(1, 3)),
+        loaded(specs[2], lanes=draw.randint(1, 3)),
+    ]
 
     def content() -> bytes | None:
         colour = (draw.randint(60, 200), draw.randint(60, 200), draw.randint(60, 200))
@@ -310,6 +313,28 @@ def test_batches_mix_the_frames_of_different_media_and_are_full_but_for_the_last
     contents = [clip([(90, 99, 9)] * 3), *[picture((9, 99, 9))] * 7]
     list(featurize_media(media(contents, [[spec.id]] * 8), [loaded(spec, extract)], SETTINGS))
     assert sizes == [4, 4, 2]
+
+
+def test_with_two_lanes_two_batches_are_inferred_at_once_and_no_more() -> None:
+    spec = a_spec("a", batch_size=2)
+    together = threading.Barrier(2, timeout=20)
+    n_now, most = 0, 0
+    counting = threading.Lock()
+
+    def extract(images: Sequence[Image]) -> Features:
+        nonlocal n_now, most
+        with counting:
+            n_now += 1
+            most = max(most, n_now)
+        together.wait()
+        with counting:
+            n_now -= 1
+        return mean_colour(spec)(images)
+
+    contents = [picture((90, 99, 9))] * 16  # an even number of batches, so that each meets another
+    found = results(featurize_media(media(contents, [[spec.id]] * 16), [loaded(spec, extract, lanes=2)], SETTINGS))
+    assert Counter(code_of(result) for result in found.values()) == {None: 16}
+    assert most == 2
 
 
 def test_one_poisoned_picture_costs_only_itself() -> None:
@@ -466,8 +491,8 @@ def test_a_featurizer_that_is_due_but_not_loaded_raises_and_names_it() -> None:
         list(featurize_media(media([picture((9, 9, 9))], [["concept_x.v@1"]]), [], SETTINGS))
 
 
-def decode_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+def engine_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith(("decode", "infer"))]
 
 
 def endless() -> Iterator[pa.RecordBatch]:
@@ -480,11 +505,11 @@ SMALL = EngineSettings(max_pixels=100_000, max_frames_per_video=1, decode_thread
 
 
 def test_a_consumer_that_stops_early_leaves_no_thread_behind() -> None:
-    rows = featurize_media(endless(), [loaded(a_spec("a"))], SMALL)
+    rows = featurize_media(endless(), [loaded(a_spec("a"), lanes=2)], SMALL)
     next(rows)
-    assert decode_threads()
+    assert {name.split("_")[0] for name in engine_threads()} == {"decode", "infer"}
     rows.close()  # type: ignore[attr-defined]
-    assert not decode_threads()
+    assert not engine_threads()
 
 
 def test_a_generator_that_is_forgotten_leaves_no_thread_behind() -> None:
@@ -492,7 +517,7 @@ def test_a_generator_that_is_forgotten_leaves_no_thread_behind() -> None:
     next(rows)
     del rows
     gc.collect()
-    assert not decode_threads()
+    assert not engine_threads()
 
 
 def test_an_error_of_the_source_or_of_the_device_comes_out_and_leaves_no_thread_behind() -> None:
@@ -502,10 +527,11 @@ def test_an_error_of_the_source_or_of_the_device_comes_out_and_leaves_no_thread_
 
     with pytest.raises(OSError, match="the source broke"):
         list(featurize_media(broken(), [loaded(a_spec("a"))], SETTINGS))
-    dead = loaded(a_spec("a"), poisoned(a_spec("a"), lambda image: True))
-    with pytest.raises(DeviceFailed):
-        list(featurize_media(endless(), [dead], SMALL))
-    assert not decode_threads()
+    for lanes in (1, 2):
+        dead = loaded(a_spec("a"), poisoned(a_spec("a"), lambda image: True), lanes=lanes)
+        with pytest.raises(DeviceFailed):
+            list(featurize_media(endless(), [dead], SMALL))
+    assert not engine_threads()
 
 
 def test_reading_stays_within_the_queue_however_slow_the_consumer() -> None:
