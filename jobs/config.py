@@ -24,6 +24,7 @@ class _Section(BaseModel):
 class Spark(_Section):
     master: str = "local[*]"
     driver_memory: str = "1g"
+    gpus: int = Field(default=0, ge=0)
     settings: dict[str, str] = Field(default_factory=dict)
 
 

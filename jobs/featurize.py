@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 PARTITION_BYTES = 32 << 20  # media bytes of one task: small enough that the dearest pictures spread over the cores
+GPU_PARTITION_BYTES = 512 << 20  # of one task on a GPU: about a second of the fastest model on the fastest GPU
 TASKS_PER_CORE = 8  # of a small wave, for the same reason
 FEATURES_FILE_BYTES = 128 << 20  # at most one features file for each featurizer and 128 MB of a wave
 
@@ -40,31 +41,41 @@ def stage_wave(
         .select("media_id", "content", "pack_uri", "offset", "length", "mime")
         .join(F.broadcast(wave), on="media_id", how="inner")
     )
-    cores = spark.sparkContext.defaultParallelism
-    n_partitions = max(
-        min(sum(f.n_media for f in files), TASKS_PER_CORE * cores),
-        math.ceil(sum(f.size_bytes for f in files) / PARTITION_BYTES),
-    )
+    cores, task_cpus = spark.sparkContext.defaultParallelism, int(spark.conf.get("spark.task.cpus", "1") or 1)
+    on_gpus = spark.conf.get("spark.task.resource.gpu.amount", None) is not None
+    n_tasks = n_partitions(files, cores=cores, n_gpus=cores // task_cpus if on_gpus else 0)
     described = [(one.spec, dict(one.paths), one.fingerprint) for one in due]
-    threads = int(spark.conf.get("spark.task.cpus", "1") or 1)
     settings = EngineSettings(
         max_pixels=config.max_pixels,
         max_frames_per_video=config.max_frames_per_video,
         decode_profile=config.decode_profile,
-        decode_threads=threads,
+        decode_threads=task_cpus,
     )
 
     def extract(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        from pyspark import TaskContext
+        return featurize_media(batches, loaded_featurizers(described, task_device()), settings)
 
-        context = TaskContext.get()
-        gpus = context.resources().get("gpu") if context is not None else None
-        device = f"cuda:{gpus.addresses[0]}" if gpus is not None else "cpu"
-        return featurize_media(batches, loaded_featurizers(described, device), settings)
-
-    staged = media.repartition(n_partitions).mapInArrow(extract, schema_ddl(STAGED))
+    staged = media.repartition(n_tasks).mapInArrow(extract, schema_ddl(STAGED))
     staged.write.mode("overwrite").parquet(path)
     return spark.read.schema(schema_ddl(STAGED)).parquet(path)
+
+
+def task_device() -> str:
+    """ "cuda:N" of the GPU that Spark lends to the task that this is called in, "cpu" where it lends none."""
+    from pyspark import TaskContext
+
+    context = TaskContext.get()
+    gpus = context.resources().get("gpu") if context is not None else None
+    return f"cuda:{gpus.addresses[0]}" if gpus is not None else "cpu"
+
+
+def n_partitions(files: Sequence[MediaFile], *, cores: int, n_gpus: int) -> int:
+    """Tasks of a wave: small ones on CPUs, which spread evenly; on GPUs as many for each and long, for a GPU idles
+    while a task begins and ends."""
+    n_media, size_bytes = sum(f.n_media for f in files), sum(f.size_bytes for f in files)
+    if n_gpus:
+        return min(n_media, n_gpus * math.ceil(size_bytes / (n_gpus * GPU_PARTITION_BYTES)) or 1)
+    return max(min(n_media, TASKS_PER_CORE * cores), math.ceil(size_bytes / PARTITION_BYTES))
 
 
 class WaveIncomplete(RuntimeError):

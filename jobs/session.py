@@ -55,6 +55,7 @@ LOCAL_JAVA_OPTIONS = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-XX:Reserv
 # JVM with 1 GB of heap 1.3 GB, the driver's Python .3 GB.
 WORKER_BYTES = 1400 << 20
 DRIVER_BYTES = 1700 << 20
+EXECUTOR_MIB = 1024  # heap of one GPU's executor: Arrow batches pass through it, pictures and models are in Python
 
 
 class SessionError(RuntimeError):
@@ -171,7 +172,41 @@ def settings(config: Spark) -> dict[str, str]:
         chosen["spark.sql.warehouse.dir"] = Path(tempfile.gettempdir(), "lakelens-spark-warehouse").as_uri()
         # Plans of a few small tasks: a wave's commits took 10.7 s with adaptive execution and 8.9 s without.
         chosen["spark.sql.adaptive.enabled"] = "false"
+    if config.gpus:
+        chosen |= gpu_settings(config)
     return chosen | config.settings
+
+
+def gpu_settings(config: Spark) -> dict[str, str]:
+    """One executor and one task at a time for each of `config.gpus`; a task has all cores of its executor.
+
+    Spark's local mode knows no GPUs, so a local master becomes a cluster of one worker on this machine, its GPUs found
+    by nvidia-smi. On a cluster the administrator says how they are found. Raises SessionError where the cores of an
+    executor are not known.
+    """
+    cores = local_cores(config.master)
+    per_gpu = str(max(1, cores // config.gpus)) if cores is not None else config.settings.get("spark.executor.cores")
+    if per_gpu is None:
+        raise SessionError(
+            f"spark.gpus is {config.gpus}: on a cluster the cores of each GPU's executor are needed too, as "
+            "spark.settings: {spark.executor.cores: ...}"
+        )
+    chosen = {
+        "spark.executor.cores": per_gpu,
+        "spark.executor.instances": str(config.gpus),
+        "spark.executor.resource.gpu.amount": "1",
+        "spark.task.cpus": per_gpu,
+        "spark.task.resource.gpu.amount": "1",
+    }
+    if cores is not None:
+        chosen |= {
+            "spark.master": f"local-cluster[1,{int(per_gpu) * config.gpus},{EXECUTOR_MIB * config.gpus}]",
+            "spark.executor.memory": f"{EXECUTOR_MIB}m",
+            "spark.executor.extraJavaOptions": " ".join(LOCAL_JAVA_OPTIONS),
+            "spark.worker.resource.gpu.amount": str(config.gpus),
+            "spark.worker.resource.gpu.discoveryScript": str(Path(__file__).with_name("find_gpus.sh")),
+        }
+    return chosen
 
 
 def spark_session(config: Spark, app_name: str) -> SparkSession:
@@ -184,7 +219,7 @@ def spark_session(config: Spark, app_name: str) -> SparkSession:
     from pyspark.sql import SparkSession
 
     if "PYSPARK_GATEWAY_PORT" in os.environ:
-        chosen = EVERYWHERE | config.settings
+        chosen = EVERYWHERE | (gpu_settings(config) if config.gpus else {}) | config.settings
     else:
         check_java()
         chosen = settings(config)
