@@ -6,12 +6,13 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 
-from benchmarks import decode, memory, text
+from benchmarks import decode, gpu, memory, text
 from benchmarks.row import LATEST, Row, table, write
 
 BENCHMARKS: Mapping[str, Callable[[], list[Row]]] = {
     "B1": decode.rows,
     "B2": decode.fast_rows,
+    "B13": gpu.rows,
     "B14": text.rows,
     "M1": memory.rows,
 }
