@@ -17,11 +17,18 @@ ROOT = Path(__file__).parent.parent
 ABSENT = ("pyspark", "delta", "mlflow", "pydantic", "typer", "great_expectations", "pandas", "aiohttp", "spacy")
 WITHOUT = f"""
 import runpy, sys
-class Absent:
+finders = list(sys.meta_path)
+class Bare:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in {ABSENT!r}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-sys.meta_path.insert(0, Absent())
+            return None
+        specs = (finder.find_spec(name, path, target) for finder in finders if hasattr(finder, "find_spec"))
+        return next((spec for spec in specs if spec is not None), None)
+    def find_distributions(self, *which):
+        for finder in finders:
+            if hasattr(finder, "find_distributions"):
+                yield from finder.find_distributions(*which)
+sys.meta_path[:] = [Bare()]
 sys.argv[0] = "gpu"
 runpy.run_module("benchmarks.gpu", run_name="__main__")
 """
