@@ -66,7 +66,8 @@ def infer_batch(loaded: Loaded, images: Sequence[Image], *, known_good: Image | 
 class Lanes(Generic[Tag]):
     """Batches of one featurizer on their way. One lane infers in the caller's thread, several in threads of their own.
 
-    A tag comes back with its batch. Batches are done in the order in which they were started.
+    A tag comes back with its batch. Batches are done in the order in which they were started. With several lanes the
+    infer_ms of an outcome also counts the time in which another lane had the device.
     """
 
     def __init__(self, loaded: Loaded) -> None:

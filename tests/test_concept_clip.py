@@ -15,6 +15,8 @@ from featurizers.delivery import fit
 from featurizers.device import DeviceUnavailable, FixedBatches
 from featurizers.spec import FeaturizerSpec, check_features, fingerprint
 from featurizers.weights import WeightsError, resolve
+from jobs.config import ConfigError, load_config
+from jobs.work import configured_spec
 
 WORDS = ["a", "photo", "of", "dog", "cat", "the", "[UNK]", "[PAD]", "[EOS]"]
 TEXT = {
@@ -152,6 +154,16 @@ def test_half_precision_is_another_vector_space_with_nearly_the_same_vectors(
 def test_a_precision_that_is_not_known_is_refused(model_folder: Path) -> None:
     with pytest.raises(ValueError, match="precision is 'int4', allowed: float32, float16, bfloat16"):
         concept_clip.spec_for("tiny", model_folder.as_uri(), "int4")
+
+
+def test_a_configured_model_is_named_by_its_uri_alone_or_with_a_precision(tmp_path: Path) -> None:
+    uri = save_model("clip", tmp_path / "m").as_uri()
+    plain = load_config(assignments=[f"featurize.models={{concept_clip.a: '{uri}'}}"]).featurize
+    half = load_config(assignments=[f"featurize.models={{concept_clip.a: {{uri: '{uri}', precision: float16}}}}"])
+    assert configured_spec("concept_clip.a@1", plain).precision == "float32"
+    assert configured_spec("concept_clip.a@1", half.featurize).precision == "float16"
+    with pytest.raises(ConfigError, match="precision"):
+        load_config(assignments=[f"featurize.models={{concept_clip.a: {{uri: '{uri}', precision: int4}}}}"])
 
 
 def test_batches_of_one_shape_give_the_vectors_that_each_picture_gives_alone(tmp_path: Path) -> None:

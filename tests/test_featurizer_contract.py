@@ -13,7 +13,8 @@ from PIL import Image as PillowImage
 import featurizers
 from featurizers.decode import decode_image
 from featurizers.delivery import fit
-from featurizers.spec import FeaturizerSpec, Image, all_specs, check_features, families
+from featurizers.spec import FeaturizerSpec, Image, all_specs, check_features, families, featurizer_module, prepared
+from featurizers.weights import resolve
 from tests.contract_pictures import (
     GOLDEN,
     GOLDEN_PICTURE,
@@ -28,6 +29,7 @@ from tests.contract_pictures import (
 
 ALONE_DISTANCE = 1e-4  # cosine distance between a picture's vectors alone and in a batch
 STORED_PIXELS_DISTANCE = 1e-4
+HALF_PRECISION_DISTANCE = 1e-3  # of a GPU's float16 from the CPU's
 ENCODED_FILE_DISTANCE = 1e-2
 SCORE_TOLERANCE = 1e-4
 
@@ -121,6 +123,24 @@ def test_stored_pixels_give_the_golden_vectors(spec: FeaturizerSpec) -> None:
     found = golden_rows(spec, extracted(spec, [photograph(GOLDEN_PICTURE[spec.kind])]))
     assert len(found) == len(golden)
     assert furthest(golden, found) <= STORED_PIXELS_DISTANCE
+
+
+@every_spec
+def test_a_gpu_gives_the_golden_vectors_in_full_and_in_short_batches(spec: FeaturizerSpec) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("this machine has no GPU")
+    golden = np.load(GOLDEN / f"{spec.id}.npz")["vectors"]
+    resolved, paths = resolve(spec)
+    extract = featurizer_module(spec.family).load(resolved, prepared(resolved, paths), "cuda:0")
+    picture = fit(photograph(GOLDEN_PICTURE[spec.kind]), spec)
+    allowed = STORED_PIXELS_DISTANCE if spec.precision == "float32" else HALF_PRECISION_DISTANCE
+    for n in (1, 2, spec.batch_size + 1):
+        found = extract([picture] * n)
+        check_features(found, spec, n)
+        vectors = found.vector[found.image == n - 1]
+        assert furthest(golden, vectors[~np.isnan(vectors).all(axis=1)]) <= allowed
 
 
 @every_spec

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+import jobs.session
 from jobs.config import Spark
 from jobs.session import DELTA_JARS, SessionError, check_java, cpus_per_task, jars, local_cores, memory_bytes, settings
 
@@ -125,6 +128,49 @@ def test_a_cluster_keeps_its_own_parallelism_and_page() -> None:
 def test_the_address_space_of_python_workers_is_never_limited() -> None:
     # torch and CUDA reserve more address space than they use; that setting is a limit on exactly that
     assert "spark.executor.pyspark.memory" not in settings(Spark())
+
+
+@pytest.mark.usefixtures("some_jars")
+@pytest.mark.parametrize(
+    ("master", "gpus", "cluster", "per_gpu"),
+    [
+        ("local[16]", 2, "local-cluster[1,16,2048]", "8"),
+        ("local[7]", 2, "local-cluster[1,6,2048]", "3"),
+        ("local[2]", 4, "local-cluster[1,4,4096]", "1"),
+    ],
+)
+def test_each_gpu_of_a_machine_has_an_executor_and_one_task_with_all_its_cores(
+    master: str, gpus: int, cluster: str, per_gpu: str
+) -> None:
+    chosen = settings(Spark(master=master, gpus=gpus))
+    assert chosen["spark.master"] == cluster
+    assert chosen["spark.executor.cores"] == chosen["spark.task.cpus"] == per_gpu
+    assert chosen["spark.executor.resource.gpu.amount"] == chosen["spark.task.resource.gpu.amount"] == "1"
+    assert chosen["spark.worker.resource.gpu.amount"] == str(gpus)
+
+
+@pytest.mark.usefixtures("some_jars")
+def test_each_gpu_of_a_cluster_has_a_task_with_the_cores_that_its_executor_is_said_to_have() -> None:
+    cluster = "spark://host:7077"
+    chosen = settings(Spark(master=cluster, gpus=8, settings={"spark.executor.cores": "12"}))
+    assert (chosen["spark.master"], chosen["spark.task.cpus"]) == (cluster, "12")
+    assert "spark.worker.resource.gpu.amount" not in chosen
+    with pytest.raises(SessionError, match=r"^spark.gpus is 8: .* spark.settings: \{spark.executor.cores"):
+        settings(Spark(master=cluster, gpus=8))
+
+
+def test_the_gpus_of_a_machine_are_told_to_spark_as_nvidia_smi_lists_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = Path(jobs.session.__file__).with_name("find_gpus.sh")
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\nprintf '0\\n1\\n'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    found = json.loads(subprocess.run([script], capture_output=True, check=True).stdout)
+    assert found == {"name": "gpu", "addresses": ["0", "1"]}
+    program.write_text("#!/bin/sh\necho 'no driver' >&2\nexit 9\n")
+    assert subprocess.run([script], capture_output=True).returncode == 9
 
 
 @pytest.mark.spark

@@ -1,8 +1,11 @@
 """How due media are cut into waves, and how a featurizer of the configuration is found."""
 
+from dataclasses import replace
+
 import pytest
 
-from featurizers.spec import UnknownFeaturizer
+from featurizers.spec import UnknownFeaturizer, find_spec, prepared
+from featurizers.weights import resolve
 from jobs.config import ConfigError, load_config
 from jobs.work import MediaFile, assign_waves, configured_spec, prepare
 
@@ -44,6 +47,17 @@ def test_a_family_without_configurable_models_says_so() -> None:
     config = load_config(assignments=["featurize.models={object_yolov3.mine: 'file:///x'}"])
     with pytest.raises(ConfigError, match="object_yolov3 takes no configured model"):
         configured_spec("object_yolov3.mine@1", config.featurize)
+
+
+@pytest.mark.parametrize("featurizer_id", ["concept_efficientnet.lite0_fp16@1", "object_yolov3.tiny_fp16@1"])
+def test_a_half_precision_network_is_converted_once_and_half_as_large(featurizer_id: str) -> None:
+    spec, weights = resolve(find_spec(featurizer_id))
+    (network,) = set(prepared(spec, weights).items()) - set(weights.items())
+    (whole,) = set(prepared(replace(spec, precision="float32"), weights).items()) - set(weights.items())
+    assert prepared(spec, dict([network]))[network[0]] == network[1]
+    assert 0.49 < network[1].stat().st_size / whole[1].stat().st_size < 0.52
+    with pytest.raises(ValueError, match="precision is 'int4', allowed: float32, float16"):
+        prepared(replace(spec, precision="int4"), weights)
 
 
 def test_executors_are_given_networks_that_are_converted_already() -> None:
