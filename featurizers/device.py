@@ -26,6 +26,8 @@ _ALLOCATION_FAILED = re.compile(
     re.I,
 )
 
+_opening = threading.Lock()  # PyTorch captures one CUDA graph at a time in a process
+
 
 class DeviceUnavailable(RuntimeError):
     """The device asked for cannot run the network; nothing falls back to another device in silence."""
@@ -93,7 +95,6 @@ class FixedBatches:
         self.size = size
         self._open = open_lane
         self._idle: deque[Lane] = deque()
-        self._opening = threading.Lock()  # two CUDA graphs are not captured at once
 
     def lane(self) -> Lane:
         """A lane that is not in use, or a new one; `give_back` it."""
@@ -101,7 +102,7 @@ class FixedBatches:
             try:
                 lane = self._idle.pop()
             except IndexError:
-                with self._opening:
+                with _opening:
                     return self._open(self.size)
             if lane.size == self.size:
                 return lane
