@@ -27,11 +27,11 @@ import pyarrow as pa
 
 from benchmarks.row import LATEST, Row, machine, not_measured, table, write
 from featurizers import concept_clip, concept_efficientnet, object_yolov3
-from featurizers.device import FixedBatches, Network, gpu_index
+from featurizers.device import LANES, FixedBatches, Network, gpu_index
 from featurizers.onnx_session import open_network
 from featurizers.spec import FeaturizerSpec, find_spec
 from featurizers.weights import WeightsError, resolve
-from jobs.engine import GPU_LANES, EngineSettings, featurize_media, loaded_featurizers
+from jobs.engine import EngineSettings, featurize_media, loaded_featurizers
 from jobs.inference import Loaded, grey_probe
 
 REACH = 0.6  # of the on-device rate
@@ -148,12 +148,12 @@ def on_device_rate(run: Network, spec: FeaturizerSpec, *, seconds: float) -> flo
         return _rate(compute, seconds)
 
     rates: list[float] = []
-    lanes = [threading.Thread(target=lambda: rates.append(loop())) for _ in range(GPU_LANES)]
+    lanes = [threading.Thread(target=lambda: rates.append(loop())) for _ in range(LANES)]
     for lane in lanes:
         lane.start()
     for lane in lanes:
         lane.join()
-    if len(rates) < GPU_LANES:
+    if len(rates) < LANES:
         raise RuntimeError(f"{spec.id}: a lane failed on the device, see above")
     return sum(rates)
 

@@ -16,12 +16,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from featurizers.device import Array, DeviceUnavailable, FixedBatches, Network, gpu_index, threads
+from featurizers.device import LANES, Array, DeviceUnavailable, FixedBatches, Network, gpu_index, threads
 from featurizers.spec import Extract, Features, FeaturizerSpec, Image, Weights, no_features
 from featurizers.weights import WeightsError, fetch
 
 SPECS: tuple[FeaturizerSpec, ...] = ()  # there is none until a model is configured: spec_for
 MODEL = "model"
+GPU_LANES = LANES  # threads that may call `extract` at once
 ARCHITECTURES = ("clip", "siglip")
 PRECISIONS = ("float32", "float16", "bfloat16")  # of weights and arithmetic; pixels and vectors are float32
 BILINEAR, BICUBIC = 2, 3  # as Pillow and preprocessor_config.json number them

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurizers import onnx_graph
+from featurizers.device import LANES
 from featurizers.onnx_graph import Array, Graph
 from featurizers.onnx_session import open_network
 from featurizers.spec import Extract, Features, FeaturizerSpec, Image, Setting, Weights, no_features
@@ -19,6 +20,7 @@ N_LABELS = 5  # stored for each picture
 NETWORK = "lite0"
 NAMES = "imagenet_names"
 OUTPUTS = ("feature", "logits")
+GPU_LANES = LANES  # threads that may call `extract` at once
 CONVERTER = "efficientnet_lite0_onnx@1"  # raise the number with any change of the network that `convert` writes
 
 _WEIGHTS = (

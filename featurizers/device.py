@@ -18,6 +18,10 @@ from featurizers.spec import Image
 Array = NDArray[Any]
 Network = Callable[[Sequence[Image]], list[Array]]  # N >= 1 pictures -> each output, (N, ...) float32
 
+# Batches on their way at once to one GPU: while one is computed, another is stacked and copied to the device, or what
+# came of it is turned into features.
+LANES = 2
+
 # What CUDA, cuBLAS, cuDNN, PyTorch, ONNX Runtime and C++ say when an allocation fails and the exception's type does
 # not; read from the libraries of torch 2.15 and onnxruntime 1.31.
 _ALLOCATION_FAILED = re.compile(

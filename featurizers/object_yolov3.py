@@ -24,12 +24,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurizers import onnx_graph
+from featurizers.device import LANES
 from featurizers.onnx_graph import Array, Graph
 from featurizers.onnx_session import open_network
 from featurizers.spec import Extract, Features, FeaturizerSpec, Image, Setting, Weights, no_features
 
 NETWORK = "yolov3_tiny"
 OUTPUTS = ("coarse", "fine", "map")
+GPU_LANES = LANES  # threads that may call `extract` at once
 CONVERTER = "yolov3_tiny_onnx@1"  # raise the number with any change of the network that `convert` writes
 SIDE_PX = 416
 MAX_CANDIDATES = 1000  # of a picture, best first, before non-maximum suppression

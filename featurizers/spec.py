@@ -78,7 +78,11 @@ Extract = Callable[[Sequence[Image]], Features]  # one call, one batch of B imag
 
 
 class Featurizer(Protocol):
-    """A module satisfies it."""
+    """A module satisfies it.
+
+    It may also have `prepare(spec, weights)`, which converts weights before they are shipped, and `GPU_LANES`, the
+    number of threads that may call an `extract` for a GPU at once (1 without it).
+    """
 
     SPECS: Sequence[FeaturizerSpec]
 

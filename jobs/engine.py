@@ -28,9 +28,6 @@ from schemas.errors import Error, ErrorCode, error
 Delivery = tuple[str, int, int, int]  # of featurizers.delivery.delivery
 # Measured with the three default featurizers: batches of 16, 8 and 8 take as long per picture and 350 MB more.
 CPU_BATCH_SIZE = 1
-# Batches on their way at once to one GPU: while one is computed, another is stacked and copied to the device, or what
-# came of it is turned into features.
-GPU_LANES = 2
 MEDIA_OVERHEAD_BYTES = 4096  # what a media counts for beside its bytes, so that a million empty ones are not read ahead
 
 
@@ -366,8 +363,8 @@ def loaded_featurizers(
         del _LOADED[key]
     for spec, weights, fingerprint in described:
         if (fingerprint, device) not in _LOADED:
-            extract = featurizer_module(spec.family).load(spec, weights, device)
-            lanes = GPU_LANES
+            module = featurizer_module(spec.family)
+            extract, lanes = module.load(spec, weights, device), getattr(module, "GPU_LANES", 1)
             if device == "cpu":
                 spec, lanes = replace(spec, batch_size=CPU_BATCH_SIZE), 1
             _LOADED[fingerprint, device] = Loaded(spec=spec, fingerprint=fingerprint, extract=extract, lanes=lanes)

@@ -11,6 +11,7 @@ from featurizers import entity_ocr
 from featurizers.entity_ocr import disjoint_regions
 from featurizers.spec import Image, check_features
 from featurizers.weights import fetch
+from jobs.engine import loaded_featurizers
 from tests.contract_pictures import loaded
 
 PLAIN, GATED = entity_ocr.SPECS
@@ -79,3 +80,8 @@ def test_regions_that_overlap_become_one_and_others_stay() -> None:
 def test_pictures_too_thin_for_a_line_have_none(weights: dict[str, Path], shape: tuple[int, int, int]) -> None:
     read = entity_ocr.load_reader(PLAIN, weights)
     assert read(np.zeros(shape, np.uint8)) == []
+
+
+def test_it_has_one_lane_on_a_gpu_too_since_its_reader_is_not_for_two_threads(weights: dict[str, Path]) -> None:
+    (ready,) = loaded_featurizers([(PLAIN, weights, "one lane")], "cuda:0")
+    assert ready.lanes == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import io
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -123,6 +124,20 @@ def test_stored_pixels_give_the_golden_vectors(spec: FeaturizerSpec) -> None:
     found = golden_rows(spec, extracted(spec, [photograph(GOLDEN_PICTURE[spec.kind])]))
     assert len(found) == len(golden)
     assert furthest(golden, found) <= STORED_PIXELS_DISTANCE
+
+
+@every_spec
+def test_threads_that_are_let_in_at_once_get_the_features_of_their_own_pictures(spec: FeaturizerSpec) -> None:
+    lanes = getattr(featurizer_module(spec.family), "GPU_LANES", 1)
+    if lanes == 1:
+        pytest.skip("lets no second thread in")
+    pictures = [small(photograph(name), 300) for name in ("coffee", "motorcycle", "chelsea")]
+    alone = [of_image(extracted(spec, [picture]), 0) for picture in pictures]
+    with ThreadPoolExecutor(lanes) as pool:
+        together = list(pool.map(lambda i: extracted(spec, [pictures[i % 3]] * 2), range(6)))
+    for i, features in enumerate(together):
+        for image in (0, 1):
+            assert_same(of_image(features, image), alone[i % 3])
 
 
 @every_spec

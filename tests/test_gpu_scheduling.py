@@ -28,6 +28,7 @@ import numpy as np
 from featurizers.spec import Features
 
 SPECS = ()
+GPU_LANES = 2
 
 def threads(kind):
     return sum(thread.name.startswith(kind) for thread in threading.enumerate())
