@@ -207,8 +207,8 @@ def end_to_end(
     def run(seconds: float) -> int:
         n = 0
         for batch in featurize_media(inputs(path, [loaded.spec.id], seconds=seconds), [loaded], settings):
-            failed = [row["error"] for rows in batch.column("results").to_pylist() for row in rows if row["error"]]
-            if failed:
+            failed = batch.column("results").flatten().field("error").drop_null()
+            if len(failed):
                 raise RuntimeError(f"{loaded.spec.id}: {failed[0]}")
             n += batch.num_rows
         return n
