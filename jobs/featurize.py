@@ -42,7 +42,7 @@ def stage_wave(
         .join(F.broadcast(wave), on="media_id", how="inner")
     )
     cores, task_cpus = spark.sparkContext.defaultParallelism, int(spark.conf.get("spark.task.cpus", "1") or 1)
-    on_gpus = spark.conf.get("spark.task.resource.gpu.amount", None) is not None
+    on_gpus = spark.conf.get("spark.task.resource.gpu.amount", "") != ""
     n_tasks = n_partitions(files, cores=cores, n_gpus=cores // task_cpus if on_gpus else 0)
     described = [(one.spec, dict(one.paths), one.fingerprint) for one in due]
     settings = EngineSettings(
