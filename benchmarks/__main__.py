@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 
-from benchmarks import decode, gpu, memory, text
+from benchmarks import decode, gpu, int8, memory, text
 from benchmarks.row import LATEST, Row, table, write
 
 BENCHMARKS: Mapping[str, Callable[[], list[Row]]] = {
@@ -14,6 +14,7 @@ BENCHMARKS: Mapping[str, Callable[[], list[Row]]] = {
     "B2": decode.fast_rows,
     "B13": gpu.rows,
     "B14": text.rows,
+    "I1": int8.rows,
     "M1": memory.rows,
 }
 

@@ -82,12 +82,12 @@ def loaded(featurizer_id: str) -> tuple[FeaturizerSpec, Extract]:
 # -- objects ------------------------------------------------------------------------------------------------------
 
 
-def object_average_precision(labelled: Labelled) -> dict[str, float]:
+def object_average_precision(labelled: Labelled, featurizer_id: str = ALL_BOXES) -> dict[str, float]:
     """AP at IoU .5, AP over .5:.95 and AR with 100 boxes, by pycocotools."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    spec, extract = loaded(ALL_BOXES)
+    spec, extract = loaded(featurizer_id)
     detections = []
     for image_id, image in zip(labelled.image_id, labelled.image, strict=True):
         height, width = image.shape[:2]
@@ -121,9 +121,9 @@ def _true_boxes(labelled: Labelled) -> Iterator[tuple[int, int, NDArray[np.float
                 yield i, annotation["category_id"], np.array([x, y, x + width, y + height])
 
 
-def detector_vectors(labelled: Labelled) -> NDArray[np.float32]:
+def detector_vectors(labelled: Labelled, featurizer_id: str = ALL_BOXES) -> NDArray[np.float32]:
     """(boxes, 256) vectors of the labelled boxes as `object_yolov3` makes them."""
-    spec, weights = resolve(find_spec(ALL_BOXES))
+    spec, weights = resolve(find_spec(featurizer_id))
     session = open_session(object_yolov3.prepare(spec, weights)[object_yolov3.NETWORK], "cpu")
     maps = [session.run(["map"], {"image": fit(image, spec)[None]})[0][0] for image in labelled.image]
     vectors = []
@@ -175,9 +175,9 @@ def average_precision(ranked: NDArray[np.bool_]) -> float:
     return float((np.cumsum(ranked) / np.arange(1, len(ranked) + 1))[ranked].mean())
 
 
-def concept_mean_average_precision(labelled: Labelled) -> float:
+def concept_mean_average_precision(labelled: Labelled, featurizer_id: str = CONCEPTS) -> float:
     """Text to image over the classes that occur: query "a photo of a <class>", stored top five through the bridge."""
-    spec, extract = loaded(CONCEPTS)
+    spec, extract = loaded(featurizer_id)
     encode = load_text_encoder({w.name: fetch(w.uri, w.sha256) for w in MINILM_WEIGHTS})
     names = concept_efficientnet.class_names(resolve(spec)[1][concept_efficientnet.NAMES])
     bridge = label_bridge.label_bridge(names, encode)
@@ -215,23 +215,31 @@ def _sample() -> Any:
     return yaml.safe_load(SAMPLE.read_text(encoding="utf-8"))
 
 
-def sample_photographs() -> Iterator[tuple[str, Image, list[str]]]:
-    """Photographs and stills of the sample media that show an ImageNet class: name, picture, labels that are right."""
+def sample_image(name: str) -> Image:
+    """The photograph or the still of that name among the sample media."""
     from jobs.sample_clips import frames
 
+    if still := _sample()["stills"].get(name):
+        return np.array(frames(sample_file(still["clip"]), start=still["frame"], n_frames=1)[0][0].convert("RGB"))
+    return decode_image(sample_file(name).read_bytes(), max_pixels=MAX_PIXELS)
+
+
+def sample_images() -> list[Image]:
+    """All photographs and stills of the sample media."""
+    photographs = [name for name, source in _sample()["sources"].items() if not source["file"].endswith(".mp4")]
+    return [sample_image(name) for name in (*photographs, *_sample()["stills"])]
+
+
+def sample_photographs() -> Iterator[tuple[str, Image, list[str]]]:
+    """Photographs and stills of the sample media that show an ImageNet class: name, picture, labels that are right."""
     for name, labels in _sample()["labels"].items():
-        if not labels.get("concepts"):
-            continue
-        if still := _sample()["stills"].get(name):
-            image = np.array(frames(sample_file(still["clip"]), start=still["frame"], n_frames=1)[0][0].convert("RGB"))
-        else:
-            image = decode_image(sample_file(name).read_bytes(), max_pixels=MAX_PIXELS)
-        yield name, image, labels["concepts"]
+        if labels.get("concepts"):
+            yield name, sample_image(name), labels["concepts"]
 
 
-def concept_sanity() -> list[tuple[str, bool, list[str]]]:
+def concept_sanity(featurizer_id: str = CONCEPTS) -> list[tuple[str, bool, list[str]]]:
     """For each photograph of `sample_photographs`: its name, whether a right label is in the top five, the five."""
-    spec, extract = loaded(CONCEPTS)
+    spec, extract = loaded(featurizer_id)
     checked = []
     for name, image, right in sample_photographs():
         labels = [str(label) for label in extract([fit(image, spec)]).label or ()]

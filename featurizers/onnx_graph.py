@@ -104,8 +104,8 @@ def as_onnx(
 
     What was converted before stays as it is. Raises ValueError for a precision that there is no conversion to.
     """
-    if spec.precision not in ("float32", "float16"):
-        raise ValueError(f"{spec.id}: precision is {spec.precision!r}, allowed: float32, float16")
+    if spec.precision not in ("float32", "float16", "int8"):
+        raise ValueError(f"{spec.id}: precision is {spec.precision!r}, allowed: float32, float16, int8")
     source = weights[network]
     if source.suffix != ".onnx":
         source = converted(source, name=f"{network}.onnx", converter=converter, convert=convert)
