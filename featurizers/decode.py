@@ -14,6 +14,8 @@ from featurizers.spec import Image
 DecodeProfile = Literal["exact", "fast"]  # every pixel, or JPEGs at a fraction of their size where that is enough
 DecodeCode = Literal["truncated", "undecodable", "pixel_limit", "no_frames", "unsupported_format"]
 
+STRIP_PIXELS = 1 << 22  # converted at a time: 16 MB of Pillow's four bytes a pixel
+
 # EXIF orientation -> what makes it upright (EXIF 2.32, section 4.6.4); 1 is upright.
 _TRANSPOSE = PIL.Image.Transpose
 UPRIGHT = {
@@ -183,6 +185,18 @@ def _tiff_is_whole(data: bytes) -> bool:
 
 
 def _to_rgb(picture: PIL.Image.Image) -> Image:
+    """(H, W, 3) of any mode, strip by strip: Pillow makes up to three more copies of what it converts and exports."""
+    width, height = picture.size
+    n_rows = max(1, STRIP_PIXELS // width)
+    if height <= n_rows:
+        return _strip_to_rgb(picture)
+    image = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, n_rows):
+        image[top : top + n_rows] = _strip_to_rgb(picture.crop((0, top, width, min(height, top + n_rows))))
+    return image
+
+
+def _strip_to_rgb(picture: PIL.Image.Image) -> Image:
     """(H, W, 3) of any mode: 16 bits to 8 by the high byte, alpha over white."""
     if picture.mode.startswith("I"):
         wide = np.asarray(picture).astype(np.int64)

@@ -10,13 +10,16 @@ import math
 import re
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     import PIL.Image
 
 SNIFF_BYTES = 1024  # of the head that `sniff` looks at: markup may be preceded by a comment, MPEG-TS needs 377
 MediaType = Literal["image", "video"]
+# Pillow takes these into memory whole to open them: a larger file of one is not opened for its header.
+READ_WHOLE = ("image/webp", "image/avif")
+READ_WHOLE_BYTES = 64 << 20
 
 _MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"\xff\xd8\xff", "image/jpeg"),
@@ -81,6 +84,17 @@ VIDEO_FORMAT = {  # what may be opened as video, and by which FFmpeg demuxer alo
     "video/mp2t": "mpegts",
     "video/x-ms-asf": "asf",
 }
+
+
+class BinaryFile(Protocol):
+    """What is asked of a file of encoded media; it can be sought, and a read gives fewer bytes only at its end."""
+
+    def read(self, size: int = -1, /) -> bytes: ...
+    def seek(self, offset: int, whence: int = 0, /) -> int: ...
+    def tell(self) -> int: ...
+
+
+Encoded = bytes | memoryview | BinaryFile  # media as it was fetched
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,23 +162,34 @@ def _sniff_text(head: bytes) -> str | None:
     return "text/plain"
 
 
-def probe(data: bytes | memoryview) -> MediaFacts:
-    """What the header of `data` says. Never raises on what the bytes are."""
-    mime = sniff(bytes(data[:SNIFF_BYTES]))
+def as_file(data: Encoded) -> BinaryFile:
+    """`data` as a file at its start."""
+    if isinstance(data, bytes | memoryview):
+        return io.BytesIO(data)
+    data.seek(0)
+    return data
+
+
+def probe(data: Encoded) -> MediaFacts:
+    """What the header of `data` says; of a file no more is read than that takes. Never raises on what the bytes are."""
+    file = as_file(data)
+    mime = sniff(file.read(SNIFF_BYTES))
     if mime in PILLOW_FORMAT:
         facts = MediaFacts(mime=mime, media_type="image")
+        if mime in READ_WHOLE and file.seek(0, io.SEEK_END) > READ_WHOLE_BYTES:
+            return facts
         try:
-            return _image_facts(bytes(data), facts)
+            return _image_facts(file, facts)
         except Exception:  # the decoder will say what is wrong with it
             return facts
     if mime in VIDEO_FORMAT:
         from featurizers.video import video_facts
 
-        return video_facts(bytes(data), mime)
+        return video_facts(file, mime)
     return MediaFacts(mime=mime)
 
 
-def open_by_pillow(data: bytes, mime: str) -> PIL.Image.Image:
+def open_by_pillow(data: Encoded, mime: str) -> PIL.Image.Image:
     """The lazily opened picture, read by the plugin of `mime` alone and whatever its size; raises what Pillow raises.
 
     `PIL.Image.open` would hold the size against a process-wide limit; ours is an argument, checked by the caller.
@@ -172,14 +197,15 @@ def open_by_pillow(data: bytes, mime: str) -> PIL.Image.Image:
     import PIL.Image
 
     PIL.Image.init()
-    opened = PIL.Image.OPEN[PILLOW_FORMAT[mime]][0](io.BytesIO(data), "")
+    file: Any = as_file(data)
+    opened = PIL.Image.OPEN[PILLOW_FORMAT[mime]][0](file, "")
     assert isinstance(opened, PIL.Image.Image)
     return opened
 
 
-def _image_facts(data: bytes, facts: MediaFacts) -> MediaFacts:
+def _image_facts(file: BinaryFile, facts: MediaFacts) -> MediaFacts:
     assert facts.mime is not None
-    with open_by_pillow(data, facts.mime) as opened:
+    with open_by_pillow(file, facts.mime) as opened:
         width, height = opened.size
         facts = replace(facts, width=width, height=height)
         try:

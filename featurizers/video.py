@@ -11,40 +11,52 @@ from typing import Any
 import av
 import av.container
 import numpy as np
+from av.stream import Discard
 
 from featurizers.decode import DecodeError
-from featurizers.probe import SNIFF_BYTES, VIDEO_FORMAT, MediaFacts, sniff
+from featurizers.probe import SNIFF_BYTES, VIDEO_FORMAT, Encoded, MediaFacts, as_file, sniff
 from featurizers.spec import Image
 
 MAX_PROBED_PACKETS = 64  # read for the first frame, whose side data alone states the rotation
 
 
-def key_frames(data: bytes, *, max_frames: int, max_pixels: int) -> Iterator[tuple[int, Image]]:
+def key_frames(data: Encoded, *, max_frames: int, max_pixels: int) -> Iterator[tuple[int, Image]]:
     """At most `max_frames` key frames, spread evenly in time: (milliseconds since the start, upright RGB), ascending.
 
-    A first pass lists the key packets without decoding (2,000 times real time), the second decodes the chosen ones.
-    Frames that cannot be decoded are left out; pixels are taken as square. Two frames never share a millisecond.
+    The key frames are taken from the container's index where it has one, and of a file then only the index and the
+    chosen frames are read; else a pass over all packets lists them without decoding (2,000 times real time). Frames
+    that cannot be decoded are left out; pixels are taken as square. Two frames never share a millisecond. Whatever is
+    read has been read before the first frame is given.
     Raises DecodeError: pixel_limit by the header; no_frames if there is not one readable key frame.
     """
-    times = _key_times(data, max_pixels=max_pixels)
-    chosen = set(spread(times, max_frames))
-    last_ms = -1
-    with _open(data) as container:
+    file = as_file(data)
+    size_bytes = file.seek(0, io.SEEK_END)
+    with _open(file) as container:
         stream = _video_stream(container)
-        start = stream.start_time if stream.start_time is not None else min(times)
-        try:
-            for packet in container.demux(stream):
-                at = packet.pts if packet.pts is not None else packet.dts
-                if at not in chosen or not packet.is_keyframe:
-                    continue
-                chosen.discard(at)
-                image = _decode_alone(stream, packet, max_pixels)
-                at_ms = max(0, round((at - start) * 1000 * float(stream.time_base or 0)))
-                if image is not None and at_ms > last_ms:
-                    last_ms = at_ms
-                    yield at_ms, image
-        except av.FFmpegError:
-            pass  # cut off: what was readable has been given
+        _refuse_pixels(stream.codec_context.width, stream.codec_context.height, max_pixels)
+        times = _indexed_times(stream, size_bytes=size_bytes)
+        packets = _sought(container, stream, spread(times, max_frames)) if times else []
+        if packets:
+            yield from _decoded(stream, packets, times, max_pixels)
+            return
+        times = sorted({_time(packet) for packet in _key_packets(container, stream)})
+    if not times:
+        raise DecodeError("no_frames", "there is no key frame")
+    with _open(file) as container:
+        stream = _video_stream(container)
+        packets = _met(container, stream, set(spread(times, max_frames)))
+        yield from _decoded(stream, packets, times, max_pixels)
+
+
+def _decoded(stream: Any, packets: Sequence[Any], times: Sequence[int], max_pixels: int) -> Iterator[tuple[int, Image]]:
+    start = stream.start_time if stream.start_time is not None else min(times)
+    last_ms = -1
+    for packet in packets:
+        image = _decode_alone(stream, packet, max_pixels)
+        at_ms = max(0, round((_time(packet) - start) * 1000 * float(stream.time_base or 0)))
+        if image is not None and at_ms > last_ms:
+            last_ms = at_ms
+            yield at_ms, image
     if last_ms < 0:
         raise DecodeError("no_frames", f"none of {len(times)} key frames can be decoded")
 
@@ -67,12 +79,14 @@ def spread(times: Sequence[int], n: int) -> list[int]:
     return chosen
 
 
-def _open(data: bytes) -> Any:
-    mime = sniff(data[:SNIFF_BYTES])
+def _open(data: Encoded) -> Any:
+    file = as_file(data)
+    mime = sniff(file.read(SNIFF_BYTES))
     if mime not in VIDEO_FORMAT:
         raise DecodeError("unsupported_format", f"{mime}, allowed: {', '.join(VIDEO_FORMAT)}")
+    file.seek(0)
     try:
-        return av.open(io.BytesIO(data), format=VIDEO_FORMAT[mime], metadata_errors="ignore")
+        return av.open(file, format=VIDEO_FORMAT[mime], metadata_errors="ignore")
     except (av.FFmpegError, ValueError) as e:
         raise DecodeError("no_frames", f"{mime} cannot be opened: {e}") from e
 
@@ -88,22 +102,55 @@ def _video_stream(container: Any) -> Any:
     return stream
 
 
-def _key_times(data: bytes, *, max_pixels: int) -> list[int]:
-    """Ascending distinct presentation times of the key packets, in the stream's time base."""
-    times: set[int] = set()
-    with _open(data) as container:
-        stream = _video_stream(container)
-        _refuse_pixels(stream.codec_context.width, stream.codec_context.height, max_pixels)
+def _indexed_times(stream: Any, *, size_bytes: int) -> list[int]:
+    """Ascending distinct decoding times of the key packets by the container's index, of a cut file those that are in
+    it; none where the index does not list every frame (fragmented MP4, Matroska) or there is no index."""
+    entries = stream.index_entries
+    if not stream.frames or len(entries) != stream.frames:
+        return []
+    return sorted({e.timestamp for e in entries if e.is_keyframe and e.size and e.pos + e.size <= size_bytes})
+
+
+def _sought(container: Any, stream: Any, times: Sequence[int]) -> list[Any]:
+    """The key packets of these decoding times, each sought in the index; no other packet is read."""
+    for other in container.streams:
+        if other.index != stream.index:  # discarding non-key packets of ours would make FFmpeg's MP4 times wrong
+            other.discard = Discard.all
+    found = []
+    for time in times:
         try:
+            container.seek(time, stream=stream)
             for packet in container.demux(stream):
-                at = packet.pts if packet.pts is not None else packet.dts
-                if packet.is_keyframe and packet.size and at is not None:
-                    times.add(at)
+                if packet.dts is None or packet.dts >= time:
+                    found += [packet] if packet.dts == time and packet.is_keyframe else []
+                    break
         except av.FFmpegError:
-            pass  # cut off: what came before counts
-    if not times:
-        raise DecodeError("no_frames", "there is no key frame")
-    return sorted(times)
+            pass  # this one cannot be read; others may
+    return found
+
+
+def _met(container: Any, stream: Any, times: set[int]) -> list[Any]:
+    """The key packets of these presentation times, met on a pass from the start."""
+    found: dict[int, Any] = {}
+    for packet in _key_packets(container, stream):
+        if _time(packet) in times:
+            found.setdefault(_time(packet), packet)
+            if len(found) == len(times):
+                break
+    return list(found.values())
+
+
+def _key_packets(container: Any, stream: Any) -> Iterator[Any]:
+    try:
+        for packet in container.demux(stream):
+            if packet.is_keyframe and packet.size and (packet.pts is not None or packet.dts is not None):
+                yield packet
+    except av.FFmpegError:
+        pass  # cut off: what came before counts
+
+
+def _time(packet: Any) -> int:
+    return int(packet.pts if packet.pts is not None else packet.dts)
 
 
 def _refuse_pixels(width: int, height: int, max_pixels: int) -> None:
@@ -131,7 +178,7 @@ def _upright(image: Image, rotation: float) -> Image:
     return np.ascontiguousarray(np.rot90(image, quarters)) if quarters else image
 
 
-def video_facts(data: bytes, mime: str) -> MediaFacts:
+def video_facts(data: Encoded, mime: str) -> MediaFacts:
     """What the container's header says, and the rotation of its first frame. Never raises on what the bytes are."""
     facts = MediaFacts(mime=mime, media_type="video")
     try:

@@ -72,6 +72,16 @@ def parse_exemptions(texts: Iterable[str]) -> Exemptions:
     return frozenset(found)
 
 
+def hosts_without_contact(exemptions: Exemptions) -> frozenset[str]:
+    """Hosts, as URLs have them, that may be crawled without a contact address: the exemptions that are loopback."""
+    hosts = set()
+    for address, port in exemptions:
+        if address.is_loopback:
+            for name in ("localhost", f"[{address}]" if address.version == 6 else str(address)):
+                hosts |= {f"{name}:{port}"} | ({name} if port in (80, 443) else set())
+    return frozenset(hosts)
+
+
 @dataclass
 class Dialled:
     """What a request tried to dial: how often it was let, and why it was not."""

@@ -90,6 +90,15 @@ def _incomplete_frames(spark: SparkSession, features: DataFrame, judged: Sequenc
     return missing.select("media_id", "frame").distinct().withColumn("incomplete", F.lit(True))
 
 
+def _held_twice(media: DataFrame) -> DataFrame:
+    """(media_id, held_twice) of media with a reference and bytes. The crawl writes references to files of their own,
+    and only files that hold some are read here; that inline bytes are there is for the decoder to say."""
+    from pyspark.sql import functions as F
+
+    both = media.where("pack_uri IS NOT NULL AND content IS NOT NULL")
+    return both.select("media_id", F.lit(True).alias("held_twice")).distinct()
+
+
 def build_suites(
     spark: SparkSession, tables: Mapping[str, DataFrame], judged: Sequence[JudgedRun], *, dims: Mapping[str, int],
     max_error_rate: Mapping[str, float],
@@ -111,7 +120,7 @@ def build_suites(
     facts: dict[str, list[tuple[DataFrame, list[str]]]] = {
         "fetches": [(document, ["doc_id"])],
         "documents": [(media, ["media_id"]), (attempted, ["doc_id"])],
-        "media": [],
+        "media": [(_held_twice(tables["media"]), ["media_id"])],
         "frames": [(media, ["media_id"])],
         "features": [
             (media, ["media_id"]),

@@ -42,6 +42,7 @@ class Crawl(_Section):
     connect_timeout_s: float = Field(gt=0)
     timeout_s: float = Field(gt=0)
     max_bytes: int = Field(gt=0)
+    inline_bytes: int = Field(gt=0, le=100 << 20)  # a row of more stalls what reads the table
     max_redirects: int = Field(ge=0, le=20)
     max_attempts: int = Field(ge=1, le=10)
     allow_addresses: tuple[str, ...] = ()

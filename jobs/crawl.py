@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from jobs.addresses import Exemptions, parse_exemptions
+from jobs.addresses import hosts_without_contact, parse_exemptions
 from jobs.commit import find_commit, last_transaction, log_entries
 from jobs.config import Config, ConfigError, Crawl
 from jobs.fetch import Settings, fetch
-from jobs.lake import Lake, append, concurrency_errors, file_system, read, remove_folder, repeated, version
+from jobs.lake import Lake, append, concurrency_errors, file_system, lake_at, read, remove_folder, repeated, version
 from jobs.outcomes import Outcome, Request
+from jobs.packs import Packs, check_store
 from jobs.runs import JobResult, Run, RunTakenOver
 from jobs.sources import SIGHTINGS, check_source, sighting_batches, sightings
 from schemas import DOCUMENTS, FETCHES, MEDIA
@@ -26,18 +27,19 @@ if TYPE_CHECKING:
 
 BATCH_BYTES = 4 << 20  # of one Arrow batch to Spark: design, measured fastest for rows of 100 KB
 BATCH_ROWS = 1000
+PART_ORDINALS = 100_000  # sightings that are numbered by one task, for one task cannot number a billion
 MAX_LISTED_BUCKETS = 200  # host buckets written into the MERGE condition; beyond, most files are touched anyway
 
 # What a sighting says of a document; a later one that does not say it leaves what is known.
 DESCRIPTION = ("page_url", "page_title", "caption", "license")
+_HELD = ("content", "pack_uri", "offset", "length", "size_bytes")
 _FACTS = ("mime", "width", "height", "duration_s", "taken_at", "latitude", "longitude", "camera")
 _ATTEMPT = pa.struct([f for f in FETCHES.columns if f.name not in ("doc_id", "run_id", "attempt", "url")])
-# One row for each planned document: its next state, the bytes if there are any, and all attempts.
+# One row for each planned document: its next state, the bytes or where they are if there are any, and all attempts.
 STAGED = pa.schema(
     [
         *(pa.field(f.name, f.type) for f in DOCUMENTS.columns),
-        pa.field("content", pa.binary()),
-        *(pa.field(name, MEDIA.columns.field(name).type) for name in _FACTS),
+        *(pa.field(name, MEDIA.columns.field(name).type) for name in (*_HELD, *_FACTS)),
         pa.field("attempts", pa.list_(_ATTEMPT)),
     ]
 )
@@ -64,16 +66,6 @@ def settings_of(crawl: Crawl) -> Settings:
     )
 
 
-def hosts_without_contact(exemptions: Exemptions) -> frozenset[str]:
-    """Hosts, as URLs have them, that may be crawled without a contact address: the exemptions that are loopback."""
-    hosts = set()
-    for address, port in exemptions:
-        if address.is_loopback:
-            for name in ("localhost", f"[{address}]" if address.version == 6 else str(address)):
-                hosts |= {f"{name}:{port}"} | ({name} if port in (80, 443) else set())
-    return frozenset(hosts)
-
-
 def validate(config: Config) -> None:
     """Check the section `crawl` and that its sources are there; raises ConfigError, or SourceError naming a source."""
     crawl = config.crawl
@@ -83,6 +75,8 @@ def validate(config: Config) -> None:
     names = [source.name for source in crawl.sources]
     if repeated_names := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"crawl.sources: the name {repeated_names[0]} is given more than once")
+    if crawl.max_bytes > crawl.inline_bytes:
+        check_store(lake_at(config.lake).packs())
     without_contact = hosts_without_contact(settings.exemptions)
     for source in crawl.sources:
         check_source(source)
@@ -116,15 +110,15 @@ def staged_row(sighting: Mapping[str, Any], outcome: Outcome | None) -> dict[str
     is_file = sighting["root"] is not None
     last = outcome.attempts[-1] if outcome.attempts else None
     return row | {
-        "media_type": outcome.facts.media_type if outcome.content is not None else None,
-        "media_id": outcome.media_id,
+        "media_type": outcome.facts.media_type if outcome.held is not None else None,
+        "media_id": outcome.held and outcome.held.media_id,
         "etag": sighting["version"] if is_file else last and last.etag,
         "last_modified": sighting["changed_at"] if is_file else last and last.last_modified,
         "fetched_at": last and last.started_at,
         "next_fetch_at": outcome.next_fetch_at,
         "opted_out": outcome.opted_out,
         "error": outcome.error,
-        "content": outcome.content,
+        **{name: getattr(outcome.held, name, None) for name in _HELD},
         **{name: getattr(outcome.facts, name) for name in _FACTS},
         "attempts": [asdict(attempt) for attempt in outcome.attempts],
     }
@@ -188,12 +182,22 @@ def stage_plan(spark: SparkSession, lake: Lake, config: Config, run: Run) -> tup
         F.struct("source", *(F.coalesce(F.col(name), F.col(f"was.{name}")).alias(name) for name in DESCRIPTION))
     )
     action = F.when(F.coalesce(due, F.lit(False)), "fetch").when(described, "describe").otherwise("nothing")
-    place = F.row_number().over(Window.partitionBy("action").orderBy("ordinal"))
-    joined.withColumn("action", action).withColumn(
-        "wave", F.floor((place - 1) / config.crawl.wave_documents).cast("long")
-    ).select(*SIGHTINGS.names, "action", "wave").write.mode("overwrite").parquet(plan_uri)
+    # Written first, then numbered: the numbers of a part start from how many rows the parts before it have.
+    actions_uri = f"{lake.staging(run.run_id)}/actions"
+    part = F.floor(F.col("ordinal") / PART_ORDINALS).alias("part")
+    joined.select(*SIGHTINGS.names, action.alias("action"), part).write.mode("overwrite").parquet(actions_uri)
+    actions = spark.read.schema(schema_ddl(SIGHTINGS) + ", action STRING, part BIGINT").parquet(actions_uri)
+    parts = sorted(tuple(row) for row in actions.groupBy("action", "part").count().collect())
+    starts, counts = [], dict[str, int]()
+    for name, number, n_rows in parts:
+        starts.append((name, number, counts.get(name, 0)))
+        counts[name] = counts.get(name, 0) + n_rows
+    first_places = spark.createDataFrame(starts, "action STRING, part BIGINT, start BIGINT")
+    numbered = actions.join(F.broadcast(first_places), on=["action", "part"], how="inner")
+    place = F.col("start") + F.row_number().over(Window.partitionBy("action", "part").orderBy("ordinal")) - 1
+    wave = F.floor(place / config.crawl.wave_documents).cast("long").alias("wave")
+    numbered.select(*SIGHTINGS.names, "action", wave).write.mode("overwrite").parquet(plan_uri)
     plan = spark.read.schema(schema_ddl(SIGHTINGS) + ", action STRING, wave BIGINT").parquet(plan_uri)
-    counts = {row["action"]: row["count"] for row in plan.groupBy("action").count().collect()}
     return plan, {"seen": n_seen, "distinct": sum(counts.values()), **counts}
 
 
@@ -253,19 +257,22 @@ def commit_wave(spark: SparkSession, lake: Lake, run: Run, transaction: int) -> 
 
 
 def new_media(staged: DataFrame, media: DataFrame) -> DataFrame:
-    """The rows of `media` for content that is staged and not there yet, each once; moves no bytes between tasks."""
+    """The rows of `media` for content that is staged and not there yet, each once; moves no bytes between tasks.
+
+    Those held by reference come last and in one part, so that a file has either bytes or references: who reads or
+    checks references reads no bytes.
+    """
     from pyspark.sql import functions as F
 
     ids = staged.where("media_id IS NOT NULL").groupBy("media_id").agg(F.min("doc_id").alias("doc_id"))
     new = ids.join(media.select("media_id"), on="media_id", how="left_anti")
-    rows = staged.join(F.broadcast(new), on=["media_id", "doc_id"], how="left_semi")
-    given = {
-        "size_bytes": F.octet_length("content").cast("long"),
-        "ingested_at": F.col("fetched_at"),
-        **{name: F.lit(None).cast(type_) for name, type_ in (("pack_uri", "string"), ("offset", "long"))},
-        "length": F.lit(None).cast("long"),
-    }
-    return rows.select(*(given[name].alias(name) if name in given else name for name in MEDIA.columns.names))
+
+    def rows(staged: DataFrame) -> DataFrame:
+        found = staged.join(F.broadcast(new), on=["media_id", "doc_id"], how="left_semi")
+        return found.withColumn("ingested_at", F.col("fetched_at")).select(*MEDIA.columns.names)
+
+    references = staged.where("pack_uri IS NOT NULL").withColumn("content", F.lit(None).cast("binary"))
+    return rows(staged.where("pack_uri IS NULL")).unionByName(rows(references).coalesce(1))
 
 
 def _append_fetches(spark: SparkSession, lake: Lake, run: Run, staged: DataFrame, transaction: int) -> None:
@@ -363,7 +370,10 @@ def run(spark: SparkSession, lake: Lake, config: Config, run: Run) -> JobResult:
 
     What an interrupted attempt left staged is committed, the rest is planned again on documents and fetched.
     """
-    settings = settings_of(config.crawl)
+    packs = Packs(
+        uri=lake.packs(), partial_uri=f"{lake.staging(run.run_id)}/packs", inline_bytes=config.crawl.inline_bytes
+    )
+    settings = replace(settings_of(config.crawl), packs=packs)
     for transaction in staged_waves(spark, lake, run):
         run.check_owned()
         commit_wave(spark, lake, run, transaction)

@@ -18,16 +18,20 @@ import pyarrow as pa
 
 from featurizers.decode import DecodeError, DecodeProfile, decode_reduced, plain_jpeg_size
 from featurizers.delivery import dct_divisor, delivery, fit, thumbnail, upright_boxes
-from featurizers.probe import SNIFF_BYTES, VIDEO_FORMAT, sniff
+from featurizers.probe import SNIFF_BYTES, VIDEO_FORMAT, Encoded, sniff
 from featurizers.spec import Features, FeaturizerSpec, Image, featurizer_module
 from jobs.byte_queue import ByteQueue, Closed
 from jobs.inference import Lanes, Loaded, Outcome
+from jobs.packs import READ_AHEAD_BYTES, StorageFailed, open_pack
 from jobs.staged import FrameRow, record_batch
 from schemas.errors import Error, ErrorCode, error
 
 Delivery = tuple[str, int, int, int]  # of featurizers.delivery.delivery
 # Measured with the three default featurizers: batches of 16, 8 and 8 take as long per picture and 350 MB more.
 CPU_BATCH_SIZE = 1
+MAX_PIXEL_BYTES = (
+    8  # of an encoded picture: one held by reference that is larger than max_pixels of 4 x 16 bits is not read
+)
 MEDIA_OVERHEAD_BYTES = 4096  # what a media counts for beside its bytes, so that a million empty ones are not read ahead
 
 
@@ -51,10 +55,15 @@ class _Media:
     pack_uri: str | None
     offset: int | None
     length: int | None
+    mime: str | None
 
     @property
     def size_bytes(self) -> int:
-        return MEDIA_OVERHEAD_BYTES + (len(self.content) if self.content is not None else self.length or 0)
+        """What it holds while it waits and is decoded: a video held by reference is read in ranges, never whole."""
+        if self.content is not None:
+            return MEDIA_OVERHEAD_BYTES + len(self.content)
+        length = self.length or 0
+        return MEDIA_OVERHEAD_BYTES + (min(length, READ_AHEAD_BYTES) if self.mime in VIDEO_FORMAT else length)
 
 
 @dataclass(frozen=True)
@@ -152,7 +161,8 @@ def featurize_media(
 
 def _read_media(batches: Iterable[pa.RecordBatch], known: Mapping[str, object]) -> Iterator[_Media]:
     for batch in batches:
-        columns = {name: batch.column(name) for name in ("media_id", "content", "pack_uri", "offset", "length", "due")}
+        names = ("media_id", "content", "pack_uri", "offset", "length", "mime", "due")
+        columns = {name: batch.column(name) for name in names}
         for i in range(batch.num_rows):
             due = tuple(dict.fromkeys(columns["due"][i].as_py() or ()))
             unknown = [featurizer for featurizer in due if featurizer not in known]
@@ -169,6 +179,7 @@ def _read_media(batches: Iterable[pa.RecordBatch], known: Mapping[str, object]) 
                 pack_uri=columns["pack_uri"][i].as_py(),
                 offset=columns["offset"][i].as_py(),
                 length=columns["length"][i].as_py(),
+                mime=columns["mime"][i].as_py(),
             )
 
 
@@ -206,7 +217,9 @@ def _frames(media: _Media, specs: Sequence[FeaturizerSpec], settings: EngineSett
                 break
             item = _delivered(media, specs, picture)
             del picture
-        except _Unreadable as e:
+        except StorageFailed as e:
+            if n_frames:
+                raise
             failure = error(ErrorCode.STORAGE, str(e))
             break
         except DecodeError as e:
@@ -231,7 +244,7 @@ def _next(pictures: Iterator[_Picture]) -> _Picture | None:
     DecodeError; a library that cannot be imported is our own fault and raises as it is."""
     try:
         return next(pictures, None)
-    except (DecodeError, _Unreadable, MemoryError, ImportError):
+    except (DecodeError, StorageFailed, MemoryError, ImportError):
         raise
     except Exception as e:
         raise DecodeError("undecodable", f"{type(e).__name__}: {e}") from e
@@ -266,42 +279,39 @@ def _deliver(media: _Media, specs: Sequence[FeaturizerSpec], picture: _Picture) 
     return _Decoded(row, delivered)
 
 
-class _Unreadable(Exception):
-    """The bytes could not be had from where they are stored."""
-
-
 def _pictures(media: _Media, specs: Sequence[FeaturizerSpec], settings: EngineSettings) -> Iterator[_Picture]:
-    data = media.content if media.content is not None else _read_pack(media)
-    if sniff(bytes(data[:SNIFF_BYTES])) in VIDEO_FORMAT:
-        from featurizers.video import key_frames
-
-        limits = {"max_frames": settings.max_frames_per_video, "max_pixels": settings.max_pixels}
-        for frame, image in key_frames(bytes(data), **limits):
-            yield _Picture(frame, image.shape[1], image.shape[0], [image] * len(specs))
+    if media.content is not None:
+        if sniff(bytes(media.content[:SNIFF_BYTES])) in VIDEO_FORMAT:
+            yield from _key_frames(media.content, len(specs), settings)
+        else:
+            yield _still(media.content, specs, settings)
         return
+    with open_pack(media.pack_uri, media.offset, media.length) as pack:
+        if sniff(pack.read(SNIFF_BYTES)) in VIDEO_FORMAT:
+            for picture in _key_frames(pack, len(specs), settings):
+                pack.check()  # all was read before the first frame: one that would lack others is not given
+                yield picture
+            return
+        if pack.length > settings.max_pixels * MAX_PIXEL_BYTES:
+            raise DecodeError("pixel_limit", f"{pack.length} bytes, more than {settings.max_pixels} pixels can take")
+        data = pack.whole()
+    yield _still(data, specs, settings)
+
+
+def _key_frames(data: Encoded, n_specs: int, settings: EngineSettings) -> Iterator[_Picture]:
+    from featurizers.video import key_frames
+
+    for frame, image in key_frames(data, max_frames=settings.max_frames_per_video, max_pixels=settings.max_pixels):
+        yield _Picture(frame, image.shape[1], image.shape[0], [image] * n_specs)
+
+
+def _still(data: bytes | memoryview, specs: Sequence[FeaturizerSpec], settings: EngineSettings) -> _Picture:
     size = plain_jpeg_size(data) if settings.decode_profile == "fast" else None
     divisors = [1 if size is None else dct_divisor(spec, *size) for spec in specs]
     decoded = {d: decode_reduced(data, max_pixels=settings.max_pixels, divisor=d) for d in sorted(set(divisors))}
     largest, divisor = decoded[min(decoded)]
     height, width = largest.shape[0] * divisor, largest.shape[1] * divisor
-    yield _Picture(0, width, height, [decoded[d][0] for d in divisors])
-
-
-def _read_pack(media: _Media) -> bytes:
-    """The bytes of media held by reference, in one ranged read; raises _Unreadable."""
-    import fsspec.core
-
-    if media.pack_uri is None or media.offset is None or media.length is None:
-        raise _Unreadable(f"media {media.media_id} has neither content nor pack_uri, offset and length")
-    where = f"{media.pack_uri}[{media.offset}:{media.offset + media.length}]"
-    try:
-        filesystem, path = fsspec.core.url_to_fs(media.pack_uri)
-        data: bytes = filesystem.cat_file(path, start=media.offset, end=media.offset + media.length)
-    except Exception as e:  # every store has its own
-        raise _Unreadable(f"{where}: {type(e).__name__}: {e}") from e
-    if len(data) != media.length:
-        raise _Unreadable(f"{where}: {len(data)} bytes, wanted {media.length}")
-    return data
+    return _Picture(0, width, height, [decoded[d][0] for d in divisors])
 
 
 # -- featurizers --------------------------------------------------------------------------------------------------

@@ -24,19 +24,21 @@ from jobs.outcomes import (
     Trace,
     exception_failure,
     finished,
-    judge_content,
+    judge_body,
     lost,
     plain,
     read_file,
     status_code,
     status_failure,
 )
+from jobs.packs import Body, Packs, StorageFailed
 from jobs.politeness import Host, TooLong, asked_to_wait, no_answer, turn
 from jobs.robots import ABSENT, AGENT, MAX_ROBOTS_BYTES, MAX_ROBOTS_REDIRECTS, Robots, opts_out, parse_robots
 from jobs.urls import InvalidUrl, Url, canonical_url
 from schemas.errors import RETRYABLE, ErrorCode, error
 
-LARGE_BYTES = 4 << 20  # a body above waits for one of N_LARGE places, which bounds the memory of a task
+LARGE_BYTES = 4 << 20  # a body above waits for one of N_LARGE places, which bounds memory and spool of a task
+LEAST_BYTES_PER_S = 1 << 20  # of such a body: it may take so much longer than the time of a request
 N_LARGE = 2
 HELD_BYTES = 128 << 20  # of bodies that were read and not yet taken: above, nothing more is dialled
 DRAINED_BYTES = 16 << 10  # an unwanted body up to this is read, so that its connection can be used again
@@ -59,8 +61,15 @@ class Settings:
     max_redirects: int
     max_attempts: int
     backoff_s: float = 1.0  # before the second attempt; doubled for each further one, times 0.5 to 1.5 at random
+    packs: Packs | None = None  # where large bodies go; None: all are kept in memory
     max_wait_s: float = 60.0  # a host that asks for more (Retry-After, Crawl-delay) has its documents deferred
     n_connections: int = 64  # of one call of `fetch`, over all hosts
+
+
+def _when(deadline: asyncio.Timeout) -> float:
+    when = deadline.when()
+    assert when is not None
+    return when
 
 
 class _Crawler:
@@ -89,10 +98,11 @@ class _Crawler:
         else:
             self.room.set()
 
-    async def get(self, url: Url, trace: Trace, *, max_bytes: int, refuse: Refuse) -> bytes:
+    async def get(self, url: Url, trace: Trace, *, max_bytes: int, refuse: Refuse) -> Body:
         """The body of one answer, redirects not followed; its facts go to `trace`. Raises Failure.
 
-        `refuse` looks at status and headers before the body is read. One byte above `max_bytes` may come back.
+        `refuse` looks at status and headers before the body is read. More than `max_bytes` may come back. The caller
+        closes the body.
         """
         host = self.host(url.host)
         await self.room.wait()
@@ -102,9 +112,7 @@ class _Crawler:
         except TooLong as e:
             raise Failure(ErrorCode.DEFERRED, str(e), e.wait_s) from e
 
-    async def _exchange(
-        self, url: Url, trace: Trace, done: Callable[[], None], max_bytes: int, refuse: Refuse
-    ) -> bytes:
+    async def _exchange(self, url: Url, trace: Trace, done: Callable[[], None], max_bytes: int, refuse: Refuse) -> Body:
         trace.final_url, trace.http_status, trace.headers = url.href, None, {}  # of this hop, not of the one before
         seen = Dialled()
         dialled.set(seen)
@@ -115,7 +123,7 @@ class _Crawler:
                 done()
                 async with response:
                     return await self._answer(response, url, trace, deadline, max_bytes, refuse)
-        except Failure:
+        except (Failure, StorageFailed):
             raise
         except Exception as e:
             raise exception_failure(e, seen, self.settings.timeout_s) from e
@@ -130,7 +138,7 @@ class _Crawler:
         deadline: asyncio.Timeout,
         max_bytes: int,
         refuse: Refuse,
-    ) -> bytes:
+    ) -> Body:
         trace.http_status = response.status
         trace.headers = {name.lower(): plain(", ".join(response.headers.getall(name))) for name in response.headers}
         refused = refuse(response)
@@ -142,36 +150,36 @@ class _Crawler:
             response.close()
         if refused is not None:
             raise refused
-        return b""
+        return Body()
 
     async def _read(
         self, response: aiohttp.ClientResponse, trace: Trace, deadline: asyncio.Timeout, max_bytes: int
-    ) -> bytes:
-        chunks: list[bytes] = []
-        n_read, has_place = 0, False
+    ) -> Body:
+        body = Body(self.settings.packs)
         try:
             async for chunk in response.content.iter_any():
-                chunks.append(chunk)
-                n_read += len(chunk)
-                trace.bytes = min(n_read, max_bytes)
-                if n_read > max_bytes:
+                was_large = body.size_bytes > LARGE_BYTES
+                body.write(chunk)
+                trace.bytes = min(body.size_bytes, max_bytes)
+                if body.size_bytes > max_bytes:
                     response.close()
                     break
-                if n_read > LARGE_BYTES and not has_place:
-                    has_place = await self._large_place(deadline)
-            return b"".join(chunks)[: max_bytes + 1]
-        finally:
-            if has_place:
-                self.large.release()
+                if was_large:
+                    deadline.reschedule(_when(deadline) + len(chunk) / LEAST_BYTES_PER_S)
+                elif body.size_bytes > LARGE_BYTES:
+                    await self._large_place(body, deadline)
+            return body
+        except BaseException:
+            body.close()
+            raise
 
-    async def _large_place(self, deadline: asyncio.Timeout) -> bool:
-        now, until = asyncio.get_running_loop().time, deadline.when()
-        assert until is not None
-        left_s = until - now()
+    async def _large_place(self, body: Body, deadline: asyncio.Timeout) -> None:
+        now = asyncio.get_running_loop().time
+        left_s = _when(deadline) - now()
         deadline.reschedule(None)  # the wait is ours, not the server's
         await self.large.acquire()
+        body.closing.callback(self.large.release)
         deadline.reschedule(now() + left_s)
-        return True
 
     # -- robots.txt -----------------------------------------------------------------------------------------------
 
@@ -204,14 +212,15 @@ class _Crawler:
 
         for _ in range(MAX_ROBOTS_REDIRECTS + 1):
             trace = Trace()
-            body = await self.get(url, trace, max_bytes=MAX_ROBOTS_BYTES, refuse=refuse)
+            with await self.get(url, trace, max_bytes=MAX_ROBOTS_BYTES, refuse=refuse) as body:
+                text = body.read()[: MAX_ROBOTS_BYTES + 1]
             if trace.http_status in REDIRECTS:
                 try:
                     url = canonical_url(trace.headers.get("location", ""), url.href)
                 except InvalidUrl:
                     return ABSENT
             else:
-                return parse_robots(body) if 200 <= (trace.http_status or 0) < 300 else ABSENT
+                return parse_robots(text) if 200 <= (trace.http_status or 0) < 300 else ABSENT
         return ABSENT
 
     # -- one document ---------------------------------------------------------------------------------------------
@@ -219,8 +228,8 @@ class _Crawler:
     def backoff_s(self, n_tried: int) -> float:
         return float(self.settings.backoff_s * 2 ** (n_tried - 1) * random.uniform(0.5, 1.5))
 
-    async def body(self, url: Url, trace: Trace) -> bytes:
-        """The bytes a URL leads to, each hop allowed by its own robots.txt. Raises Failure."""
+    async def body(self, url: Url, trace: Trace) -> Body:
+        """The bytes a URL leads to, each hop allowed by its own robots.txt. Raises Failure, StorageFailed."""
 
         def refuse(response: aiohttp.ClientResponse) -> Failure | None:
             if status_code(response.status) is not None:
@@ -244,7 +253,8 @@ class _Crawler:
             trace.robots = rules.decision
             body = await self.get(url, trace, max_bytes=self.settings.max_bytes, refuse=refuse)
             if trace.http_status not in REDIRECTS:
-                if len(body) > self.settings.max_bytes:
+                if body.size_bytes > self.settings.max_bytes:
+                    body.close()
                     raise self._too_large("the body")
                 return body
             try:
@@ -265,7 +275,7 @@ class _Crawler:
                 await asyncio.sleep(self.backoff_s(len(attempts)))
             trace, started_at = Trace(), datetime.now(UTC)
             try:
-                content = await self.body(canonical_url(request.url), trace)
+                body = await self.body(canonical_url(request.url), trace)
             except Failure as e:
                 told = datetime.now(UTC) + timedelta(seconds=e.wait_s) if e.wait_s is not None else told
                 failed = error(e.code, e.detail)
@@ -277,9 +287,13 @@ class _Crawler:
                     return finished(request, attempts, failed, told=told, opted_out=trace.opted_out)
             else:
                 host.n_failures = 0
-                facts, unusable = judge_content(content)
-                attempts.append(trace.attempt(started_at, unusable))
-                return finished(request, attempts, unusable, content=content, facts=facts)
+                with body:
+                    facts, unusable = judge_body(body)
+                    attempts.append(trace.attempt(started_at, unusable))
+                    held = None
+                    if unusable is None:  # a large body is copied, which other documents do not wait for
+                        held = await asyncio.to_thread(body.held) if body.is_large else body.held()
+                return finished(request, attempts, unusable, held=held, facts=facts)
         left_alone = error(ErrorCode.DEFERRED, f"the host is left alone until {host.closed_until}: {host.reason}")
         last = attempts[-1].error if attempts else left_alone
         return finished(request, attempts, last, told=host.closed_until or told)
@@ -331,7 +345,11 @@ async def fetch_all(requests: Iterable[Request], settings: Settings) -> AsyncGen
                         outcome = await crawler.document(request)
                     else:
                         await crawler.room.wait()
-                        outcome = await asyncio.to_thread(read_file, request, max_bytes=settings.max_bytes)
+                        outcome = await asyncio.to_thread(
+                            read_file, request, max_bytes=settings.max_bytes, packs=settings.packs
+                        )
+                except StorageFailed:  # ours, not the data's: the task fails and is tried again
+                    raise
                 except Exception as e:
                     outcome = lost(request, e)
                 crawler.hold(len(outcome.content or b""))

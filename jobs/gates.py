@@ -18,7 +18,7 @@ class Rule:
     """What every row of a table keeps.
 
     `breach` is SQL over the table's columns and the facts that `jobs.check` joins to them: `repeated`, `media_known`,
-    `document_known`, `frame_known`, `incomplete`, each true or null. A null breach is none.
+    `document_known`, `frame_known`, `incomplete`, `held_twice`, each true or null. A null breach is none.
     """
 
     name: str
@@ -138,9 +138,11 @@ MEDIA_RULES = [
     Rule("size", "a media has bytes", "size_bytes <= 0"),
     Rule(
         "reference",
-        "a reference names file, offset and length, or none of them",
-        "(pack_uri IS NULL) <> (offset IS NULL) OR (pack_uri IS NULL) <> (length IS NULL)",
+        "a reference names file, offset and length of all the bytes, or none of them",
+        "(pack_uri IS NULL) <> (offset IS NULL) OR (pack_uri IS NULL) <> (length IS NULL) OR offset < 0"
+        " OR length <> size_bytes",
     ),
+    Rule("held_once", "bytes are held inline or by reference, not both", "held_twice"),
     Rule(
         "position",
         "latitude and longitude are degrees",

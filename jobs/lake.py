@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 STAGING = "_staging"
+PACKS = "_packs"
 REPORTS = "reports"
 # What Hadoop and the stores' clients say of a request that no repetition mends; the address or the rights are wrong.
 REFUSED = re.compile(r"AccessControlException|AccessDenied|Forbidden|UnsupportedFileSystem|No FileSystem for scheme")
@@ -40,6 +41,10 @@ class Lake:
     def staging(self, run_id: str) -> str:
         """URI of the folder a run stages its waves in."""
         return f"{self.uri}/{STAGING}/{run_id}"
+
+    def packs(self) -> str:
+        """URI of the folder of the media that are too large for a row."""
+        return f"{self.uri}/{PACKS}"
 
     def local_folder(self) -> str | None:
         """The lake's path in the local file system, or None where it is remote."""

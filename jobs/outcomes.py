@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import ssl
 import time
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ import aiohttp
 
 from featurizers.probe import MediaFacts, probe
 from jobs.addresses import BlockedAddress, Dialled
+from jobs.packs import COPY_BYTES, Body, Held, Packs
 from jobs.sources import SourceError, open_file
 from schemas.errors import RETRYABLE, Error, ErrorCode, error
 
@@ -53,16 +53,20 @@ class Attempt:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of one request: exactly one of `content` and `error` is None."""
+    """What became of one request: exactly one of `held` and `error` is None."""
 
     request: Request
     attempts: tuple[Attempt, ...]  # empty where the host was left alone
-    content: bytes | None
-    media_id: str | None
+    held: Held | None
     facts: MediaFacts
     opted_out: bool
     error: Error | None
     next_fetch_at: datetime | None
+
+    @property
+    def content(self) -> bytes | None:
+        """The bytes, where they are in memory."""
+        return self.held.content if self.held is not None else None
 
 
 class Failure(Exception):
@@ -104,16 +108,16 @@ def plain(text: str) -> str:
     return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
 
 
-def judge_content(content: bytes) -> tuple[MediaFacts, Error | None]:
-    """What bytes are by their own first bytes, and why they are no media if they are not."""
-    if not content:
+def judge_body(body: Body) -> tuple[MediaFacts, Error | None]:
+    """What a body is by its own first bytes, and why it is no media if it is not."""
+    if not body.size_bytes:
         return MediaFacts(), error(ErrorCode.EMPTY, "zero bytes")
-    facts = probe(content)
+    facts = probe(body.file)
     if facts.media_type is not None:
         return facts, None
     if facts.mime is not None and facts.mime.startswith(TEXT_TYPES):
-        return facts, error(ErrorCode.NOT_MEDIA, f"{facts.mime}, {len(content)} bytes")
-    return facts, error(ErrorCode.UNSUPPORTED_FORMAT, f"{facts.mime or 'unknown format'}, {len(content)} bytes")
+        return facts, error(ErrorCode.NOT_MEDIA, f"{facts.mime}, {body.size_bytes} bytes")
+    return facts, error(ErrorCode.UNSUPPORTED_FORMAT, f"{facts.mime or 'unknown format'}, {body.size_bytes} bytes")
 
 
 def retry_after_s(value: str | None, now: datetime) -> float | None:
@@ -180,19 +184,17 @@ def finished(
     attempts: list[Attempt],
     problem: Error | None,
     *,
-    content: bytes | None = None,
+    held: Held | None = None,
     facts: MediaFacts | None = None,
     told: datetime | None = None,
     opted_out: bool = False,
 ) -> Outcome:
     """The outcome of a request after its last attempt."""
-    kept = content if problem is None else None
     at = next_fetch(problem, is_file=request.root is not None, now=datetime.now(UTC), told=told)
     return Outcome(
         request=request,
         attempts=tuple(attempts),
-        content=kept,
-        media_id=hashlib.sha256(kept).hexdigest() if kept is not None else None,
+        held=held,
         facts=facts or MediaFacts(),
         opted_out=opted_out,
         error=problem,
@@ -200,31 +202,39 @@ def finished(
     )
 
 
-def read_file(request: Request, *, max_bytes: int) -> Outcome:
-    """The outcome of reading one file of a folder."""
+def read_file(request: Request, *, max_bytes: int, packs: Packs | None) -> Outcome:
+    """The outcome of reading one file of a folder. Raises StorageFailed.
+
+    A large one becomes an object of the lake too: what was featurized must be there when its folder has changed.
+    """
     assert request.root is not None
     started_at, started = datetime.now(UTC), time.perf_counter()
-    content, facts = b"", MediaFacts()
+    held, facts = None, MediaFacts()
     failed: Error | None = None
-    try:
-        with open_file(request.root, request.url) as file:
-            content = file.read(max_bytes + 1)
-    except FileNotFoundError as e:
-        failed = error(ErrorCode.NOT_FOUND, str(e))
-    except (OSError, SourceError) as e:
-        failed = error(ErrorCode.CONNECTION_FAILED, f"the file cannot be read: {plain(str(e))}")
-    else:
-        facts, failed = judge_content(content)
-        if len(content) > max_bytes:
-            failed = error(ErrorCode.TOO_LARGE, f"the file exceeds {max_bytes} bytes")
+    with Body(packs) as body:
+        try:
+            with open_file(request.root, request.url) as file:
+                while body.size_bytes <= max_bytes and (chunk := file.read(COPY_BYTES)):
+                    body.write(chunk)
+        except FileNotFoundError as e:
+            failed = error(ErrorCode.NOT_FOUND, str(e))
+        except (OSError, SourceError) as e:
+            failed = error(ErrorCode.CONNECTION_FAILED, f"the file cannot be read: {plain(str(e))}")
+        else:
+            if body.size_bytes > max_bytes:
+                failed = error(ErrorCode.TOO_LARGE, f"the file exceeds {max_bytes} bytes")
+            else:
+                facts, failed = judge_body(body)
+        if failed is None:
+            held = body.held()
     attempt = Attempt(
         started_at=started_at,
         final_url=request.url,
-        bytes=min(len(content), max_bytes),
+        bytes=min(body.size_bytes, max_bytes),
         ms=(time.perf_counter() - started) * 1e3,
         error=failed,
     )
-    return finished(request, [attempt], failed, content=content, facts=facts)
+    return finished(request, [attempt], failed, held=held, facts=facts)
 
 
 def lost(request: Request, problem: Exception) -> Outcome:

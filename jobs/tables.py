@@ -10,7 +10,7 @@ from jobs.cli import FINISHED, Common, Ending
 from jobs.lake import lake_at, open_lake, read, snapshot
 from jobs.runs import covered_run_ids, run_rows
 from jobs.session import spark_session
-from schemas import FEATURES, TABLES
+from schemas import FEATURES, MEDIA, TABLES
 
 if TYPE_CHECKING:
     from rich.table import Table as Grid
@@ -62,9 +62,10 @@ def show_tables(common: Common) -> Ending:
     for table in TABLES:
         at = snapshot(spark, lake.table(table))
         n_rows = read(spark, lake, table).count()
-        tables.append(
-            {"table": table.name, "rows": n_rows, "version": int(at.version()), "bytes": int(at.sizeInBytes())}
-        )
+        n_bytes = int(at.sizeInBytes())
+        if table is MEDIA:  # beside the table's files stand the objects that it refers to
+            n_bytes += read(spark, lake, table).agg(F.coalesce(F.sum("length"), F.lit(0))).collect()[0][0]
+        tables.append({"table": table.name, "rows": n_rows, "version": int(at.version()), "bytes": n_bytes})
     covered = F.broadcast(covered_run_ids(spark, lake).withColumn("published", F.lit(1)))
     by_featurizer = (
         read(spark, lake, FEATURES)

@@ -12,7 +12,7 @@ MEDIA = Table(
         [
             column("media_id", pa.string(), "SHA-256 of the bytes, 64 hex digits"),
             column("content", pa.binary(), "the bytes", null="held by reference"),
-            column("pack_uri", pa.string(), "file that holds the bytes", null="held inline"),
+            column("pack_uri", pa.string(), "full URI of the file that holds the bytes", null="held inline"),
             column("offset", pa.int64(), "first byte in that file", null="held inline"),
             column("length", pa.int64(), "bytes in that file", null="held inline"),
             column("mime", pa.string(), "MIME type by content"),

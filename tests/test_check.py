@@ -150,6 +150,7 @@ def test_each_planted_fault_is_caught_by_its_own_rule_and_named(spark: Any, tmp_
     plant("media.size", rows.media("hollow", size_bytes=0))
     plant("media.position", rows.media("off the map", latitude=91.0, longitude=0.0))
     plant("media.reference", rows.media("half packed", content=None, pack_uri="s3a://packs/1"))
+    plant("media.held_once", rows.media("both", pack_uri="s3a://packs/1", offset=0, length=1000))
     plant("frames.time", rows.frame(NAMES[1], 400, time_s=4.0))
     plant("frames.size", rows.frame(NAMES[1], 500, width=0))
     plant("mentions.source", rows.mention(NAMES[1], source="pixels"))

@@ -147,6 +147,21 @@ def test_a_wave_that_was_staged_and_partly_committed_is_finished_by_the_next_att
 
 
 @pytest.mark.spark
+def test_waves_are_numbered_in_the_order_of_the_sources_however_many_parts_are_numbered_at_once(
+    spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crawl, "PART_ORDINALS", 4)
+    lake = open_lake(spark, str(tmp_path / "lake"))
+    urls = [f"http://127.0.0.1:8080/{n}.jpg" for n in range(25)]
+    (tmp_path / "urls.txt").write_text("\n".join([*urls[:9], *urls[3:7], *urls[9:]]))  # some of them twice
+    source = {"name": "web", "kind": "urls", "uri": str(tmp_path / "urls.txt")}
+    config = load_config((), (), {"crawl": {"sources": [source], "wave_documents": 3}})
+    plan, counts = crawl.stage_plan(spark, lake, config, run_of("one.crawl"))
+    assert counts == {"seen": 29, "distinct": 25, "fetch": 25}
+    assert {row["url"]: row["wave"] for row in plan.collect()} == {url: n // 3 for n, url in enumerate(urls)}
+
+
+@pytest.mark.spark
 def test_what_was_obtained_outlives_an_error_that_will_be_tried_again_but_not_a_final_one(
     spark: Any, tmp_path: Path, folder: Path
 ) -> None:
@@ -203,4 +218,9 @@ def test_what_is_wrong_with_a_configuration_is_said_before_spark_starts(tmp_path
     missing = {"name": "photos", "kind": "folder", "uri": str(tmp_path / "none")}
     with pytest.raises(SourceError, match=r"source photos: .*none is not a folder"):
         crawl.validate(load_config((), (), {"crawl": {**good, "sources": [missing]}}))
-    crawl.validate(load_config((), (), {"crawl": {**good, "contact": "me@example.com"}}))
+    with_contact = {**good, "contact": "me@example.com"}
+    crawl.validate(load_config((), (), {"crawl": with_contact}))
+    nowhere = {"lake": "nostore://bucket/lake", "crawl": with_contact}
+    with pytest.raises(ConfigError, match=r"nostore://bucket/lake/_packs: .*nostore.*crawl.max_bytes"):
+        crawl.validate(load_config((), (), nowhere))
+    crawl.validate(load_config((), ["crawl.max_bytes=16777216"], nowhere))

@@ -99,6 +99,21 @@ def test_a_palette_or_a_colour_that_is_declared_clear_is_laid_on_white() -> None
     assert decode_image(keyed, max_pixels=LIMIT)[0, 0].tolist() == [255, 255, 255]
 
 
+@pytest.mark.parametrize("mode, settings", [("RGB", {}), ("RGBA", {}), ("P", {"transparency": 7}), ("I;16", {})])
+def test_a_picture_that_is_converted_in_strips_has_the_pixels_of_its_parts(mode: str, settings: dict[str, int]) -> None:
+    width, height, middle = 2100, 2000, 1001  # more than one strip, each part less
+    levels = np.tile(np.random.default_rng(0).integers(0, 256, (50, 50, 4), np.uint8), (height // 50, width // 50, 1))
+    if mode == "I;16":
+        whole = PIL.Image.fromarray(levels.view(np.uint16)[..., 0])
+    else:
+        whole = PIL.Image.fromarray(levels).convert("RGB").convert("P") if mode == "P" else PIL.Image.fromarray(levels)
+        whole = whole.convert(mode)
+    boxes = [(0, 0, width, height), (0, 0, width, middle), (0, middle, width, height)]
+    parts = [encode(whole.crop(box), "PNG", compress_level=1, **settings) for box in boxes]
+    image, *halves = (decode_image(part, max_pixels=LIMIT) for part in parts)
+    assert np.array_equal(image, np.vstack(halves))
+
+
 def test_of_an_animation_the_first_frame_is_taken() -> None:
     frames = [PIL.Image.new("RGB", (4, 4), colour) for colour in [(255, 0, 0), (0, 255, 0)]]
     for kind in ("GIF", "WEBP", "TIFF", "PNG"):
