@@ -233,6 +233,14 @@ def fetch(
     raise WeightsError(f"{uri}: weights of {scheme!r} cannot be fetched here; known: {SCHEMES}{hint}")
 
 
+@cache
+def check_unchanged(path: Path, sha256: str) -> None:
+    """Raise WeightsError unless `path` is what `digest` found it to be; looked at once per process."""
+    found = digest(path) if path.exists() else "gone"
+    if found != sha256:
+        raise WeightsError(f"{path}: its SHA-256 is {found}, {sha256} when the run began; run again to check it anew")
+
+
 def resolve(
     spec: FeaturizerSpec, *, destination: Path | None = None, resolvers: Mapping[str, Resolver] | None = None
 ) -> tuple[FeaturizerSpec, dict[str, Path]]:
@@ -248,15 +256,21 @@ def resolve(
 def converted(source: Path, *, name: str, converter: str, convert: Callable[[Path, Path], None]) -> Path:
     """A file made from `source` once per machine: kept under the digest of `source`, `name` and `converter`.
 
+    One that is no longer what was written is made anew.
+
     name: file name of the result. converter: name and version of the code that converts; a new version converts anew.
     convert: called with `source` and the path to write; what it raises is raised here and nothing is kept.
     """
     key = hashlib.sha256(f"{digest(source)}\0{converter}\0{name}".encode()).hexdigest()[:32]
     entry = cache_dir() / "converted" / key
-    if not (entry / name).exists():
+    noted = entry / "sha256"
+    if not noted.exists() or not (entry / name).exists() or digest(entry / name) != noted.read_text():
+        shutil.rmtree(entry, ignore_errors=True)
         with _beside(entry) as scratch:
-            (scratch / "entry").mkdir()
-            convert(source, scratch / "entry" / name)
-            if not (scratch / "entry" / name).exists():
+            new = scratch / "entry" / name
+            new.parent.mkdir()
+            convert(source, new)
+            if not new.exists():
                 raise WeightsError(f"{source}: {converter} wrote no {name}")
+            (new.parent / "sha256").write_text(digest(new))
     return entry / name

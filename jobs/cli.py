@@ -93,6 +93,9 @@ def one_line(error: BaseException) -> str:
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
+    if type(error).__name__ == "Py4JJavaError":  # its first line names a method of Java; the last cause is the reason
+        causes = re.findall(r"^(?:: |Caused by: )(?!java\.io\.EOFException)(.+)", said, re.M)
+        return causes[-1] if causes else lines[0]
     raised = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Failed|Unavailable|Incomplete)\b", line)]
     return raised[-1] if type(error).__name__ == "PythonException" and raised else lines[0]
 

@@ -64,6 +64,7 @@ class Featurize(_Section):
     link_captions: bool = True
     wave_media: int = Field(ge=1)
     wave_bytes: int = Field(ge=1)
+    stall_s: float = Field(gt=0)
     heartbeat_s: float = Field(gt=0)
     lease_expiry_s: float = Field(gt=0)
 

@@ -24,6 +24,7 @@ from jobs.byte_queue import ByteQueue, Closed
 from jobs.inference import Lanes, Loaded, Outcome
 from jobs.packs import READ_AHEAD_BYTES, StorageFailed, open_pack
 from jobs.staged import FrameRow, record_batch
+from jobs.stall import StallWatch
 from schemas.errors import Error, ErrorCode, error
 
 Delivery = tuple[str, int, int, int]  # of featurizers.delivery.delivery
@@ -45,6 +46,7 @@ class EngineSettings:
     decode_threads: int = 1
     queue_bytes: int = 32 << 20  # of encoded media read ahead, and again of decoded pictures waiting for a featurizer
     output_bytes: int = 4 << 20  # of one Arrow batch: larger ones fall out of the cache (2.3 times slower at 64 MB)
+    stall_s: float | None = None  # without progress the process ends, with its stacks; None: it may hang for ever
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +120,8 @@ def featurize_media(
     stations = {loaded.spec.id: _Station(loaded=loaded, lanes=Lanes(loaded)) for loaded in featurizers}
     decoded: ByteQueue[_Decoded | _Finished] = ByteQueue(settings.queue_bytes)
     pool = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
-    source = _read_media(batches, stations)
+    watch = StallWatch(settings.stall_s)
+    source = _read_media(watch.unwatched(batches), stations)
     finished: list[FrameRow] = []
     finished_bytes = 0
     n_reading, reading_bytes, is_drained = 0, 0, False
@@ -136,27 +139,36 @@ def featurize_media(
                 completed = [row for station in stations.values() for row in _run(station, wait=True)]
             else:
                 item = decoded.get()
+                watch.moved()
                 if isinstance(item, _Finished):
                     if item.bug is not None:
                         raise item.bug
                     n_reading, reading_bytes = n_reading - 1, reading_bytes - item.size_bytes
                     continue
                 completed = _distribute(item, stations, settings)
+            watch.moved()
             for row in completed:
                 finished.append(row)
                 finished_bytes += row.size_bytes
                 if finished_bytes >= settings.output_bytes:
+                    watch.pause()
                     yield record_batch(finished)
+                    watch.moved()
                     finished, finished_bytes = [], 0
             if not n_reading and is_drained:
                 break
         if finished:
+            watch.pause()
             yield record_batch(finished)
     finally:
         decoded.close()
-        pool.shutdown(wait=True, cancel_futures=True)
-        for station in stations.values():
-            station.lanes.close()
+        watch.moved()
+        try:
+            pool.shutdown(wait=True, cancel_futures=True)
+            for station in stations.values():
+                station.lanes.close()
+        finally:
+            watch.stop()
 
 
 def _read_media(batches: Iterable[pa.RecordBatch], known: Mapping[str, object]) -> Iterator[_Media]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from featurizers.weights import check_unchanged
 from jobs import lake as lakes
 from jobs.commit import commit_wave, last_transaction, transaction_session
 from jobs.config import Config, Featurize
@@ -14,6 +15,7 @@ from jobs.lake import Lake, append, read, sql_text, version
 from jobs.mentions import write_mentions
 from jobs.runs import JobResult, Run
 from jobs.staged import STAGED
+from jobs.stall import naming_stalls, watched
 from jobs.work import Due, MediaFile, Selection, Work, assign_waves, write_plan
 from schemas import DOCUMENTS, FEATURES, FRAMES, MEDIA
 from schemas.table import schema_ddl
@@ -45,18 +47,25 @@ def stage_wave(
     on_gpus = spark.conf.get("spark.task.resource.gpu.amount", "") != ""
     n_tasks = n_partitions(files, cores=cores, n_gpus=cores // task_cpus if on_gpus else 0)
     described = [(one.spec, dict(one.paths), one.fingerprint) for one in due]
+    checked = [(one.paths[name], sha256) for one in due for name, sha256 in one.sha256.items()]
     settings = EngineSettings(
         max_pixels=config.max_pixels,
         max_frames_per_video=config.max_frames_per_video,
         decode_profile=config.decode_profile,
         decode_threads=task_cpus,
+        stall_s=config.stall_s,
     )
 
     def extract(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        return featurize_media(batches, loaded_featurizers(described, task_device()), settings)
+        with watched(settings.stall_s):
+            for path, sha256 in checked:
+                check_unchanged(path, sha256)
+            featurizers = loaded_featurizers(described, task_device())
+        return featurize_media(batches, featurizers, settings)
 
     staged = media.repartition(n_tasks).mapInArrow(extract, schema_ddl(STAGED))
-    staged.write.mode("overwrite").parquet(path)
+    with naming_stalls(config.stall_s):
+        staged.write.mode("overwrite").parquet(path)
     return spark.read.schema(schema_ddl(STAGED)).parquet(path)
 
 

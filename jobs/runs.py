@@ -101,31 +101,14 @@ def decide_start(row: Mapping[str, Any] | None, *, now: datetime, expiry_s: floa
     return "take_over"
 
 
-def lease_holder(
-    rows: Sequence[Mapping[str, Any]],
-    mine: str,
-    outputs: Mapping[str, str],
-    *,
-    now: datetime,
-    expiry_s: float,
-    resumed: bool = False,
-    one_writer: bool = False,
-) -> str | None:
-    """The live run, other than `mine`, that writes one of the same (featurizer, fingerprint) and came before it.
+def lease_held(outputs: Mapping[str, str], *, expiry_s: float, one_writer: bool = False) -> str:
+    """SQL condition on `runs`: a run that lives and writes one of the same (featurizer, fingerprint).
 
-    Of two new runs that start together the one with the smaller (started, run_id) goes on, so exactly one does. A
-    resumed run began long before it came back, so any live run was here first. With `one_writer` every live run
-    counts, whatever it writes.
+    With `one_writer` every live run counts, whatever it writes.
     """
-    started = {row["run_id"]: row["started"] for row in rows}
-    my_place = (started.get(mine, now), mine)
-    for row in sorted(rows, key=lambda r: (r["started"], r["run_id"])):
-        shares = any((row["outputs"] or {}).get(featurizer) == fp for featurizer, fp in outputs.items())
-        lives = row["status"] == "running" and now - row["heartbeat"] < timedelta(seconds=expiry_s)
-        earlier = resumed or (row["started"], row["run_id"]) < my_place
-        if row["run_id"] != mine and (shares or one_writer) and lives and earlier:
-            return str(row["run_id"])
-    return None
+    same = [f"outputs[{sql_text(featurizer)}] = {sql_text(fp)}" for featurizer, fp in outputs.items()]
+    shares = "true" if one_writer else " OR ".join(same) or "false"
+    return f"status = 'running' AND {_beats(expiry_s)} AND ({shares})"
 
 
 def run_rows(spark: SparkSession, lake: Lake, condition: str = "true") -> list[dict[str, Any]]:
@@ -169,11 +152,17 @@ def _update(spark: SparkSession, lake: Lake, condition: str, columns: Mapping[st
     return repeated(lambda: int(spark.sql(statement).collect()[0][0]))
 
 
-def _insert(spark: SparkSession, lake: Lake, row: Mapping[str, Any]) -> None:
+def _insert(spark: SparkSession, lake: Lake, row: Mapping[str, Any], *, unless: str) -> None:
+    """Insert a run unless its id is there or any row fulfils `unless`.
+
+    The look is part of the statement's transaction: of two that insert at one moment the second conflicts and looks
+    again, so that exactly one is in, whatever their clocks say.
+    """
     values = ", ".join(f"{_literal(row[f.name], spark_type(f.type))} AS `{f.name}`" for f in RUNS.columns)
+    runs = f"delta.`{lake.table(RUNS)}`"
     statement = (
-        f"MERGE INTO delta.`{lake.table(RUNS)}` t USING (SELECT {values}) s ON t.run_id = s.run_id "
-        "WHEN NOT MATCHED THEN INSERT *"
+        f"MERGE INTO {runs} t USING (SELECT {values} WHERE NOT EXISTS (SELECT 1 FROM {runs} WHERE {unless})) s "
+        "ON t.run_id = s.run_id WHEN NOT MATCHED THEN INSERT *"
     )
     repeated(lambda: spark.sql(statement).collect())
 
@@ -198,6 +187,8 @@ def executing(
     """
     now = datetime.now(UTC)
     owner = secrets.token_hex(8)
+    # Delta's log on s3a:// cannot keep two drivers apart, whatever they write.
+    held = lease_held(outputs, expiry_s=expiry_s, one_writer=lake.uri.startswith("s3a://"))
     rows = run_rows(spark, lake, f"run_id = {sql_text(run_id)}")
     row = rows[0] if rows else None
     if decide_start(row, now=now, expiry_s=expiry_s) == "insert":
@@ -205,9 +196,11 @@ def executing(
         fresh |= {"run_id": run_id, "job": job, "owner": owner, "status": "running", "started": now, "heartbeat": now}
         fresh |= {"covers": [], "inputs": dict(inputs), "outputs": dict(outputs), "metrics": {}, "whole_plan": False}
         fresh |= {"config_digest": config_digest, "code_version": code_version()}
-        _insert(spark, lake, fresh)
-        found = run_rows(spark, lake, f"run_id = {sql_text(run_id)}")[0]
-        if found["owner"] != owner:
+        _insert(spark, lake, fresh, unless=held)
+        found = run_rows(spark, lake, f"run_id = {sql_text(run_id)}")
+        if not found:
+            raise _refused(spark, lake, held, expiry_s=expiry_s)
+        if found[0]["owner"] != owner:
             raise RunRefused(f"run {run_id} was started by another attempt at the same moment")
         run = Run(run_id=run_id, job=job, owner=owner, inputs=inputs, started=now, resumed=False)
     else:
@@ -223,27 +216,10 @@ def executing(
         if not _update(spark, lake, condition, taken):
             raise RunRefused(f"run {run_id} was resumed by another attempt at the same moment")
         run = Run(run_id=run_id, job=job, owner=owner, inputs=row["inputs"], started=row["started"], resumed=True)
-    others = run_rows(spark, lake, "status = 'running'")
-    # Delta's log on s3a:// cannot keep two drivers apart, whatever they write.
-    holder = lease_holder(
-        others,
-        run_id,
-        outputs,
-        now=datetime.now(UTC),
-        expiry_s=expiry_s,
-        resumed=run.resumed,
-        one_writer=lake.uri.startswith("s3a://"),
-    )
-    if holder is not None:
-        if run.resumed:
+        held = f"run_id <> {sql_text(run_id)} AND {held}"
+        if run_rows(spark, lake, held):
             update_run(spark, lake, run_id, owner=owner, status="failed", ended=datetime.now(UTC))
-        else:  # it did nothing, so there is nothing to judge
-            mine = f"run_id = {sql_text(run_id)} AND owner = {sql_text(owner)}"
-            repeated(lambda: spark.sql(f"DELETE FROM delta.`{lake.table(RUNS)}` WHERE {mine}").collect())
-        raise RunRefused(
-            f"run {holder} is writing to {lake.uri}; run this one again when it has ended, or, if it died, once its "
-            f"last heartbeat is {expiry_s:.0f} s old"
-        )
+            raise _refused(spark, lake, held, expiry_s=expiry_s)
 
     stop, lost = threading.Event(), threading.Event()
     beaten = [now]
@@ -273,13 +249,16 @@ def executing(
     heart.start()
     try:
         yield Run(**{**run.__dict__, "progress": progress, "check_owned": check_owned})
-    except BaseException:
+    except BaseException as e:
         stop.set()
         heart.join()
-        if not lost.is_set():
-            with _quietly():
-                mine = f"run_id = {sql_text(run_id)} AND owner = {sql_text(owner)} AND status = 'running'"
-                _update(spark, lake, mine, {"status": "failed", "ended": datetime.now(UTC)})
+        if isinstance(e, RunTakenOver):
+            raise
+        with _quietly():
+            mine = f"run_id = {sql_text(run_id)} AND owner = {sql_text(owner)}"
+            failed = {"status": "failed", "ended": datetime.now(UTC)}
+            if not _update(spark, lake, f"{mine} AND status = 'running'", failed) and not run_rows(spark, lake, mine):
+                raise RunTakenOver(f"run {run_id} was taken over by another attempt; this one stops") from e
         raise
     finally:
         stop.set()
@@ -288,11 +267,24 @@ def executing(
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """The original error matters more than that the run could not be marked failed; its heartbeat will expire."""
+    """The original error matters more than that the run could not be marked failed; its heartbeat will expire.
+
+    Not where the run was taken over: then what failed did so because its staging was removed under it.
+    """
     try:
         yield
+    except RunTakenOver:
+        raise
     except Exception:
         return
+
+
+def _refused(spark: SparkSession, lake: Lake, held: str, *, expiry_s: float) -> RunRefused:
+    holders = [row["run_id"] for row in run_rows(spark, lake, held)] or ["another"]  # it may have ended by now
+    return RunRefused(
+        f"run {holders[0]} is writing to {lake.uri}; run this one again when it has ended, or, if it died, once its "
+        f"last heartbeat is {expiry_s:.0f} s old"
+    )
 
 
 def finish(spark: SparkSession, lake: Lake, run: Run, result: JobResult, *, mlflow_run_id: str | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from featurizers.catalogue import CATALOGUE_WEIGHTS, read_catalogue, with_catalogue
 from featurizers.linking import LINKER_SPEC
 from featurizers.spec import FeaturizerSpec, featurizer_module, find_spec, fingerprint, prepared
-from featurizers.weights import resolve
+from featurizers.weights import digest, resolve
 from jobs.commit import added_files, log_entries
 from jobs.config import ConfigError, Featurize
 from jobs.lake import Lake, read
@@ -24,12 +25,18 @@ if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession
 
 
+# Media of one anti-join over the whole table: about a gigabyte of ids, which a few cores sort without spilling much.
+BUCKET_MEDIA = 10_000_000
+MAX_BUCKET_DIGITS = 2  # each bucket reads the narrow columns of `media` again
+
+
 @dataclass(frozen=True, kw_only=True)
 class Due:
     """A featurizer that this run computes: its spec with digests, its weights on this machine, its fingerprint."""
 
     spec: FeaturizerSpec
     paths: Mapping[str, Path]
+    sha256: Mapping[str, str]  # of what stands at `paths` as the run begins: nothing else may be loaded
     fingerprint: str
 
     @property
@@ -91,8 +98,13 @@ def prepare(config: Featurize) -> Work:
             read_catalogue(Path(config.catalogue))  # what is wrong with it is said here, not by an executor
             spec = with_catalogue(spec, Path(config.catalogue))
         spec, paths = resolve(spec)
-        digest = fingerprint(spec, decode_profile=decode_profile, frame_sampling=sampling)
-        return Due(spec=spec, paths=prepared(spec, paths), fingerprint=digest)
+        ready_paths = prepared(spec, paths)
+        return Due(
+            spec=spec,
+            paths=ready_paths,
+            sha256={name: digest(path) for name, path in ready_paths.items()},
+            fingerprint=fingerprint(spec, decode_profile=decode_profile, frame_sampling=sampling),
+        )
 
     sampling = f"key_frames:{config.max_frames_per_video}"
     specs = [configured_spec(featurizer_id, config) for featurizer_id in dict.fromkeys(config.featurizers)]
@@ -141,8 +153,11 @@ def new_media_files(
 
 def plan_featurizer(
     spark: SparkSession, lake: Lake, due: Due, run: Run, *, full: bool, retry_errors: bool
-) -> DataFrame:
-    """(media_id, size_bytes, file, featurizer) of the media that lack this featurizer's rows or may be tried again."""
+) -> tuple[DataFrame, bool]:
+    """(media_id, size_bytes, file, featurizer) of the media that lack this featurizer's rows or may be tried again.
+
+    And whether that is planned over the whole table.
+    """
     from pyspark.sql import functions as F
 
     pinned = run.inputs[MEDIA.name]
@@ -167,7 +182,8 @@ def plan_featurizer(
     if not failed.isEmpty():
         again = everything.join(failed.select("media_id").distinct(), on="media_id", how="left_semi")
         plan = plan.unionByName(again.withColumn("retried", F.lit(True)))
-    return plan.select("media_id", "size_bytes", "file", F.lit(due.spec.id).alias("featurizer"), "retried")
+    plan = plan.select("media_id", "size_bytes", "file", F.lit(due.spec.id).alias("featurizer"), "retried")
+    return plan, since is None
 
 
 def media_to_plan(media: DataFrame) -> DataFrame:
@@ -177,6 +193,14 @@ def media_to_plan(media: DataFrame) -> DataFrame:
     # file_path is percent-encoded, and url_decode would take a plus sign for a space
     path = F.expr("url_decode(replace(_metadata.file_path, '+', '%2B'))")
     return media.select("media_id", "size_bytes", path.alias("file"))
+
+
+def buckets(n_media: int) -> list[str]:
+    """First hex digits of media_id, so that each bucket holds about BUCKET_MEDIA at most: every id begins with one."""
+    n_digits = 0
+    while n_media > BUCKET_MEDIA * 16**n_digits and n_digits < MAX_BUCKET_DIGITS:
+        n_digits += 1
+    return ["".join(digits) for digits in itertools.product("0123456789abcdef", repeat=n_digits)]
 
 
 def in_sample(media_id: Column, share: float) -> Column:
@@ -198,7 +222,7 @@ def write_plan(spark: SparkSession, lake: Lake, due: Sequence[Due], run: Run, se
         plan_featurizer(spark, lake, one, run, full=selection.full, retry_errors=selection.retry_errors) for one in due
     ]
     plan = (
-        reduce(lambda a, b: a.unionByName(b), plans)
+        reduce(lambda a, b: a.unionByName(b), [plan for plan, _ in plans])
         .groupBy("media_id", "size_bytes", "file")
         .agg(F.collect_set("featurizer").alias("due"), F.max("retried").alias("retried"))
     )
@@ -214,7 +238,11 @@ def write_plan(spark: SparkSession, lake: Lake, due: Sequence[Due], run: Run, se
     if selection.limit is not None:
         plan = plan.orderBy("media_id").limit(selection.limit)
     path = f"{lake.staging(run.run_id)}/plan"
-    plan.write.mode("overwrite").parquet(path)
+    is_large = selection.limit is None and any(is_whole for _, is_whole in plans)
+    n_media = read(spark, lake, MEDIA, version=run.inputs[MEDIA.name]).count() if is_large else 0
+    for i, bucket in enumerate(buckets(n_media)):
+        # Spark carries the condition to both sides of the anti-join, so that each join is of one bucket.
+        plan.where(F.col("media_id").startswith(bucket)).write.mode("append" if i else "overwrite").parquet(path)
     return spark.read.parquet(path)
 
 

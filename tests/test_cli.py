@@ -42,6 +42,9 @@ def test_an_error_is_one_line_even_of_a_worker_or_of_a_jvm_that_died() -> None:
     class PythonException(Exception):
         pass
 
+    class Py4JJavaError(Exception):
+        pass
+
     class Gone(Exception):
         def __str__(self) -> str:
             raise ConnectionRefusedError
@@ -49,6 +52,12 @@ def test_an_error_is_one_line_even_of_a_worker_or_of_a_jvm_that_died() -> None:
     worker = "An exception was thrown from the Python worker.\nTraceback (most recent call last):\n  File 'x'\n"
     assert one_line(PythonException(f"{worker}jobs.inference.DeviceFailed: x@1: none came through\n")) == (
         "jobs.inference.DeviceFailed: x@1: none came through"
+    )
+    java = "An error occurred while calling o9.save.\n: org.apache.spark.SparkException: Job aborted\n\tat x\n"
+    full = f"{java}Caused by: java.io.IOException: No space left on device\n\tat y\n"
+    assert one_line(Py4JJavaError(full)) == "java.io.IOException: No space left on device"
+    assert one_line(Py4JJavaError(f"{java}Caused by: java.io.EOFException\n")) == (
+        "org.apache.spark.SparkException: Job aborted"
     )
     assert one_line(ValueError("first\nsecond")) == "first"
     assert one_line(ValueError()) == "ValueError"

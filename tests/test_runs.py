@@ -18,20 +18,19 @@ from jobs.runs import (
     executing,
     finish,
     judge,
-    lease_holder,
+    lease_held,
     run_rows,
 )
 
 NOW = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
 
 
-def row(run_id: str, status: str, *, started_s: float = 100, beat_s: float = 1, **outputs: str) -> dict[str, Any]:
+def row(run_id: str, status: str, *, started_s: float = 100, beat_s: float = 1) -> dict[str, Any]:
     return {
         "run_id": run_id,
         "status": status,
         "started": NOW - timedelta(seconds=started_s),
         "heartbeat": NOW - timedelta(seconds=beat_s),
-        "outputs": outputs,
     }
 
 
@@ -54,42 +53,6 @@ def test_a_dead_or_ended_run_is_taken_over(status: str, beat_s: float) -> None:
     assert decide_start(row("r", status, beat_s=beat_s), now=NOW, expiry_s=60) == "take_over"
 
 
-def test_the_earlier_of_two_writers_of_one_vector_space_holds_the_lease() -> None:
-    rows = [row("a", "running", started_s=10, f="1"), row("b", "running", started_s=5, f="1")]
-    assert lease_holder(rows, "b", {"f": "1"}, now=NOW, expiry_s=60) == "a"
-    assert lease_holder(rows, "a", {"f": "1"}, now=NOW, expiry_s=60) is None
-
-
-def test_of_two_writers_that_start_at_one_moment_exactly_one_goes_on() -> None:
-    rows = [row("a", "running", f="1"), row("b", "running", f="1")]
-    holders = [lease_holder(rows, mine, {"f": "1"}, now=NOW, expiry_s=60) for mine in ("a", "b")]
-    assert holders == [None, "a"]
-
-
-def test_a_resumed_run_gives_way_to_any_live_writer_though_it_began_before() -> None:
-    rows = [row("a", "running", started_s=100, f="1"), row("b", "running", started_s=5, f="1")]
-    assert lease_holder(rows, "a", {"f": "1"}, now=NOW, expiry_s=60, resumed=True) == "b"
-
-
-def test_where_a_lake_takes_one_writer_any_earlier_live_run_holds_it() -> None:
-    rows = [row("a", "running", started_s=100, g="2"), row("b", "running", started_s=5, f="1")]
-    assert lease_holder(rows, "b", {"f": "1"}, now=NOW, expiry_s=60, one_writer=True) == "a"
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        row("a", "running", f="2"),  # another fingerprint
-        row("a", "running", g="1"),  # another featurizer
-        row("a", "running", beat_s=61, f="1"),  # dead
-        row("a", "finished", f="1"),  # ended
-    ],
-)
-def test_a_run_that_does_not_write_the_same_or_does_not_live_holds_nothing(other: dict[str, Any]) -> None:
-    mine = row("b", "running", started_s=5, f="1")
-    assert lease_holder([other, mine], "b", {"f": "1"}, now=NOW, expiry_s=60) is None
-
-
 @pytest.mark.spark
 def test_a_driver_whose_lease_ran_out_looks_who_owns_its_run_before_it_goes_on(spark: Any, tmp_path: Path) -> None:
     lake = open_lake(spark, str(tmp_path / "lake"))
@@ -108,7 +71,31 @@ def test_a_driver_whose_lease_ran_out_looks_who_owns_its_run_before_it_goes_on(s
     assert judge(spark, lake, {"a.featurize": late.owner}, "accepted", expiry_s=300) == []
     assert judge(spark, lake, {"a.featurize": other.owner}, "accepted", expiry_s=300) == ["a.featurize"]
 
-    refused = pytest.raises(RunRefused, match=r"b\.featurize is writing")
-    with started(run_id="b.featurize", outputs={"f": "1"}, expiry_s=300), refused:
-        started(run_id="c.featurize", outputs={"f": "1"}, expiry_s=300).__enter__()
-    assert {row["run_id"] for row in run_rows(spark, lake)} == {"a.featurize", "b.featurize"}
+
+@pytest.mark.spark
+def test_one_run_at_a_time_writes_a_vector_space_and_another_is_refused_until_it_ended_or_died(
+    spark: Any, tmp_path: Path
+) -> None:
+    lake = open_lake(spark, str(tmp_path / "lake"))
+    given: dict[str, Any] = {"inputs": {}, "config_digest": "", "heartbeat_s": 300, "progress": lambda text: None}
+    started = partial(executing, spark, lake, job="featurize", **given)
+    refused = partial(pytest.raises, RunRefused, match=r"a\.featurize is writing")
+    with started(run_id="a.featurize", outputs={"f": "1", "g": "1"}, expiry_s=300):
+        with refused():
+            started(run_id="b.featurize", outputs={"e": "1", "g": "1"}, expiry_s=300).__enter__()
+        assert [row["run_id"] for row in run_rows(spark, lake)] == ["a.featurize"]
+        assert run_rows(spark, lake, lease_held({"other": "1"}, expiry_s=300)) == []
+        assert run_rows(spark, lake, lease_held({}, expiry_s=300)) == []
+        assert len(run_rows(spark, lake, lease_held({}, expiry_s=300, one_writer=True))) == 1
+        with (
+            pytest.raises(ValueError, match="stop here"),
+            started(run_id="c.featurize", outputs={"f": "2"}, expiry_s=300),
+        ):  # another fingerprint
+            raise ValueError("stop here")
+        with refused():  # resumed for what it did not write before
+            started(run_id="c.featurize", outputs={"f": "1"}, expiry_s=300).__enter__()
+        time.sleep(0.1)
+        with started(run_id="d.featurize", outputs={"f": "1"}, expiry_s=0.05):  # a seems dead
+            pass
+    status = {row["run_id"]: row["status"] for row in run_rows(spark, lake)}
+    assert status == {"a.featurize": "running", "c.featurize": "failed", "d.featurize": "running"}

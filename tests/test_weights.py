@@ -329,6 +329,19 @@ def test_a_conversion_runs_once_for_a_source_and_a_converter(tmp_path: Path, mon
     assert converted(source, name="net.onnx", converter="upper 1", convert=upper).read_bytes() == b"ABCD"
 
 
+def test_a_conversion_in_which_a_byte_was_flipped_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAKELENS_CACHE", str(tmp_path / "cache"))
+    source = tmp_path / "net.pth"
+    source.write_bytes(b"abc")
+
+    def upper(read: Path, write: Path) -> None:
+        write.write_bytes(read.read_bytes().upper())
+
+    made = converted(source, name="net.onnx", converter="upper 1", convert=upper)
+    made.write_bytes(b"AbC")
+    assert converted(source, name="net.onnx", converter="upper 1", convert=upper).read_bytes() == b"ABC"
+
+
 def test_a_conversion_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LAKELENS_CACHE", str(tmp_path / "cache"))
     source = tmp_path / "net.pth"
