@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 
-from benchmarks import decode, gpu, int8, large_media, memory, text
+from benchmarks import decode, gpu, int8, large_media, memory, plan, text
 from benchmarks.row import LATEST, Row, table, write
 
 BENCHMARKS: Mapping[str, Callable[[], list[Row]]] = {
@@ -17,6 +17,7 @@ BENCHMARKS: Mapping[str, Callable[[], list[Row]]] = {
     "I1": int8.rows,
     "M1": memory.rows,
     "M2": large_media.rows,
+    "P1": plan.rows,
 }
 
 

@@ -37,6 +37,14 @@ SetOption = Annotated[list[str] | None, typer.Option("--set", help="One key, as 
 RunIdOption = Annotated[str | None, typer.Option("--run-id", help="Id of the run; resumes it if it failed.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the outcome as one JSON object.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show stack traces and Spark's own log.")]
+FeaturizerOption = Annotated[list[str] | None, typer.Option("--featurizer", help="Spec id; repeatable.", metavar="ID")]
+LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="At most so many media.")]
+WhereOption = Annotated[str | None, typer.Option("--where", help="SQL condition on documents.")]
+SampleOption = Annotated[
+    float | None, typer.Option("--sample", min=0, max=1, help="This share of the media, the same ones every time.")
+]
+FullOption = Annotated[bool, typer.Option("--full", help="Plan over all media, not only what is new.")]
+RetryOption = Annotated[bool, typer.Option("--retry-errors", help="Try final errors again too.")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,16 +186,8 @@ def crawl(
 
 @app.command()
 def featurize(
-    featurizer: Annotated[
-        list[str] | None, typer.Option("--featurizer", help="Spec id; repeatable.", metavar="ID")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many media.")] = None,
-    where: Annotated[str | None, typer.Option(help="SQL condition on documents.")] = None,
-    sample: Annotated[
-        float | None, typer.Option(min=0, max=1, help="This share of the media, the same ones every time.")
-    ] = None,
-    full: Annotated[bool, typer.Option("--full", help="Plan over all media, not only what is new.")] = False,
-    retry_errors: Annotated[bool, typer.Option("--retry-errors", help="Try final errors again too.")] = False,
+    featurizer: FeaturizerOption = None, limit: LimitOption = None, where: WhereOption = None,
+    sample: SampleOption = None, full: FullOption = False, retry_errors: RetryOption = False,
     lake: LakeOption = None, conf: ConfOption = None, set_: SetOption = None, run_id: RunIdOption = None,
     json_: JsonOption = False, debug: DebugOption = False,
 ) -> None:  # fmt: skip
@@ -203,6 +203,33 @@ def featurize(
         return run_jobs(common, ["featurize"], selection=selection)
 
     _finish("featurize", debug, json_, action)
+
+
+@app.command()
+def plan(
+    featurizer: FeaturizerOption = None, limit: LimitOption = None, where: WhereOption = None,
+    sample: SampleOption = None, full: FullOption = False, retry_errors: RetryOption = False,
+    max_usd: Annotated[
+        float | None, typer.Option("--max-usd", min=0, help="Exit 3 where the upper end of the interval is above.")
+    ] = None,
+    max_hours: Annotated[
+        float | None, typer.Option("--max-hours", min=0, help="Exit 3 where the upper end of the interval is above.")
+    ] = None,
+    lake: LakeOption = None, conf: ConfOption = None, set_: SetOption = None, run_id: RunIdOption = None,
+    json_: JsonOption = False, debug: DebugOption = False,
+) -> None:  # fmt: skip
+    """Predict hours, dollars, errors and memory of `featurize` with the same options, from a sample of its media."""
+
+    def action() -> Ending:
+        from jobs.plan import show_plan
+        from jobs.work import Selection
+
+        chosen = {"featurizers": featurizer} if featurizer else None
+        common = _common(lake, conf, set_, run_id, json_, debug, featurize=chosen)
+        selection = Selection(full=full, retry_errors=retry_errors, limit=limit, where=where, sample=sample)
+        return show_plan(common, selection, max_usd=max_usd, max_hours=max_hours)
+
+    _finish("plan", debug, json_, action)
 
 
 @app.command()

@@ -24,6 +24,7 @@ from jobs.byte_queue import ByteQueue, Closed
 from jobs.inference import Lanes, Loaded, Outcome
 from jobs.packs import READ_AHEAD_BYTES, StorageFailed, open_pack
 from jobs.staged import FrameRow, record_batch
+from jobs.stages import StageTimes
 from jobs.stall import StallWatch
 from schemas.errors import Error, ErrorCode, error
 
@@ -92,6 +93,7 @@ class _Finished:
     """A media has given all its frames; `bug` is an exception that is not the data's fault."""
 
     size_bytes: int
+    times: StageTimes  # of the decode thread
     bug: BaseException | None = None
 
 
@@ -107,7 +109,11 @@ class _Station:
 
 
 def featurize_media(
-    batches: Iterable[pa.RecordBatch], featurizers: Sequence[Loaded], settings: EngineSettings
+    batches: Iterable[pa.RecordBatch],
+    featurizers: Sequence[Loaded],
+    settings: EngineSettings,
+    *,
+    times: StageTimes | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """Rows of schema STAGED: one for each (media, frame), with a result for each featurizer that is due, in any order.
 
@@ -115,8 +121,9 @@ def featurize_media(
     without any gives no row). Each media is read and decoded once, whatever is due. What is wrong with the data stands
     in the rows; raises DeviceFailed if a featurizer takes not even a good picture, and ValueError for an id in `due`
     that is not among `featurizers`. Memory is bounded by the settings and one picture for each decode thread.
-    Closing the generator, or an error, ends its threads.
+    What each stage takes is added to `times` while it goes on. Closing the generator, or an error, ends its threads.
     """
+    times = times if times is not None else StageTimes()
     stations = {loaded.spec.id: _Station(loaded=loaded, lanes=Lanes(loaded)) for loaded in featurizers}
     decoded: ByteQueue[_Decoded | _Finished] = ByteQueue(settings.queue_bytes)
     pool = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
@@ -125,10 +132,18 @@ def featurize_media(
     finished: list[FrameRow] = []
     finished_bytes = 0
     n_reading, reading_bytes, is_drained = 0, 0, False
+
+    def given() -> Iterator[pa.RecordBatch]:
+        watch.pause()
+        with times.spent_on("write_s"):
+            yield record_batch(finished)
+        watch.moved()
+
     try:
         while True:
             while not is_drained and reading_bytes < settings.queue_bytes:
-                media = next(source, None)
+                with times.spent_on("read_s"):
+                    media = next(source, None)
                 if media is None:
                     is_drained = True
                     break
@@ -136,30 +151,32 @@ def featurize_media(
                 specs = [stations[featurizer].loaded.spec for featurizer in media.due]
                 pool.submit(_decode, media, specs, settings, decoded)
             if not n_reading:
-                completed = [row for station in stations.values() for row in _run(station, wait=True)]
+                with times.spent_on("infer_s"):
+                    completed = [row for station in stations.values() for row in _run(station, wait=True)]
             else:
-                item = decoded.get()
+                with times.spent_on("wait_s"):
+                    item = decoded.get()
                 watch.moved()
                 if isinstance(item, _Finished):
                     if item.bug is not None:
                         raise item.bug
                     n_reading, reading_bytes = n_reading - 1, reading_bytes - item.size_bytes
+                    times.add(item.times)
                     continue
-                completed = _distribute(item, stations, settings)
+                with times.spent_on("infer_s"):
+                    completed = _distribute(item, stations, settings)
             watch.moved()
             for row in completed:
+                times.n_failed += row.is_failed
                 finished.append(row)
                 finished_bytes += row.size_bytes
                 if finished_bytes >= settings.output_bytes:
-                    watch.pause()
-                    yield record_batch(finished)
-                    watch.moved()
+                    yield from given()
                     finished, finished_bytes = [], 0
             if not n_reading and is_drained:
                 break
         if finished:
-            watch.pause()
-            yield record_batch(finished)
+            yield from given()
     finally:
         decoded.close()
         watch.moved()
@@ -203,15 +220,19 @@ def _decode(
 ) -> None:
     """Put every frame of `media` on the queue, or its error, and then that it is finished; never raises."""
     bug: BaseException | None = None
+    times = StageTimes(n_media=1)
+    began = time.perf_counter()
     try:
         for item, size_bytes in _frames(media, specs, settings):
-            decoded.put(item, size_bytes)
+            with times.spent_on("blocked_s"):
+                decoded.put(item, size_bytes)
     except Closed:
         return
     except BaseException as e:
         bug = e
+    times.decode_s = time.perf_counter() - began - times.blocked_s
     try:
-        decoded.put(_Finished(media.size_bytes, bug), 0)
+        decoded.put(_Finished(media.size_bytes, times, bug), 0)
     except Closed:
         return
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from featurizers.weights import check_unchanged
@@ -13,8 +16,10 @@ from jobs.config import Config, Featurize
 from jobs.engine import EngineSettings, featurize_media, loaded_featurizers
 from jobs.lake import Lake, append, read, sql_text, version
 from jobs.mentions import write_mentions
+from jobs.progress import media_line
 from jobs.runs import JobResult, Run
 from jobs.staged import STAGED
+from jobs.stages import Added, StageTimes, stage_metrics, verdict
 from jobs.stall import naming_stalls, watched
 from jobs.work import Due, MediaFile, Selection, Work, assign_waves, write_plan
 from schemas import DOCUMENTS, FEATURES, FRAMES, MEDIA
@@ -22,18 +27,30 @@ from schemas.table import schema_ddl
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from pyspark import Accumulator
     from pyspark.sql import DataFrame, SparkSession
 
 PARTITION_BYTES = 32 << 20  # media bytes of one task: small enough that the dearest pictures spread over the cores
 GPU_PARTITION_BYTES = 512 << 20  # of one task on a GPU: about a second of the fastest model on the fastest GPU
 TASKS_PER_CORE = 8  # of a small wave, for the same reason
+RUSAGE_BYTES = 1 if sys.platform == "darwin" else 1024  # what getrusage counts resident size in
 FEATURES_FILE_BYTES = 128 << 20  # at most one features file for each featurizer and 128 MB of a wave
 
 
 def stage_wave(
-    spark: SparkSession, plan: DataFrame, files: Sequence[MediaFile], due: Sequence[Due], config: Featurize, path: str
+    spark: SparkSession,
+    plan: DataFrame,
+    files: Sequence[MediaFile],
+    due: Sequence[Due],
+    config: Featurize,
+    path: str,
+    *,
+    stages: Accumulator[StageTimes] | None = None,
 ) -> DataFrame:
-    """Run the engine over the media of `files` that are due, write its rows once as Parquet, and read them back."""
+    """Run the engine over the media of `files` that are due, write its rows once as Parquet, and read them back.
+
+    Each task that ends adds its times to `stages`; they are for show, since a task tried again is in them twice.
+    """
     from pyspark.sql import functions as F
 
     wave = plan.where(F.col("file").isin([f.path for f in files])).select("media_id", "due")
@@ -57,11 +74,15 @@ def stage_wave(
     )
 
     def extract(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        with watched(settings.stall_s):
+        times = StageTimes()
+        with watched(settings.stall_s), times.spent_on("load_s"):
             for path, sha256 in checked:
                 check_unchanged(path, sha256)
             featurizers = loaded_featurizers(described, task_device())
-        return featurize_media(batches, featurizers, settings)
+        yield from featurize_media(batches, featurizers, settings, times=times)
+        times.peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RUSAGE_BYTES
+        if stages is not None:
+            stages.add(times)
 
     staged = media.repartition(n_tasks).mapInArrow(extract, schema_ddl(STAGED))
     with naming_stalls(config.stall_s):
@@ -202,6 +223,11 @@ def merge_retries(
         )
 
 
+def stage_times(spark: SparkSession) -> Accumulator[StageTimes]:
+    """An accumulator of what the engine's stages take."""
+    return spark.sparkContext.accumulator(StageTimes(), Added())  # type: ignore[arg-type]  # it has what Spark calls
+
+
 def pins(spark: SparkSession, lake: Lake) -> dict[str, int]:
     """The versions of what this job reads, to be stored with the run before it reads."""
     return {table.name: version(spark, lake, table) for table in (MEDIA, DOCUMENTS)}
@@ -209,23 +235,49 @@ def pins(spark: SparkSession, lake: Lake) -> dict[str, int]:
 
 def run(spark: SparkSession, lake: Lake, config: Config, run: Run, work: Work, selection: Selection) -> JobResult:
     """Featurize all media of the pinned version that are due, wave by wave, then link what documents say."""
-    from pyspark.sql import functions as F
-
     lakes.remove_folder(spark, lake.staging(run.run_id))
     run.progress("planning")
     plan = write_plan(spark, lake, work.due, run, selection)
-    next_wave = {one.spec.id: last_transaction(spark, lake, FEATURES, one.app_id) + 1 for one in work.due}
+    return run_plan(spark, lake, config, run, work, plan, whole=selection.whole)
+
+
+def plan_waves(plan: DataFrame, config: Featurize) -> list[tuple[list[MediaFile], bool]]:
+    """The files of a plan in waves, and whether a wave tries errors again; those that do come last."""
+    from pyspark.sql import functions as F
+
     per_file = plan.groupBy("file").agg(F.count("*"), F.sum("size_bytes"), F.max("retried")).orderBy("file").collect()
     waves = []
     for retries in (False, True):
         files = [MediaFile(row[0], row[1], row[2]) for row in per_file if row[3] == retries]
-        limits = {"max_media": config.featurize.wave_media, "max_bytes": config.featurize.wave_bytes}
+        limits = {"max_media": config.wave_media, "max_bytes": config.wave_bytes}
         waves += [(wave, retries) for wave in assign_waves(files, **limits)]
+    return waves
+
+
+def run_plan(
+    spark: SparkSession, lake: Lake, config: Config, run: Run, work: Work, plan: DataFrame, *, whole: bool
+) -> JobResult:
+    """Featurize the media of a plan into `lake`, wave by wave, then, if the plan is whole, link what documents say."""
+    waves = plan_waves(plan, config.featurize)
+    next_wave = {one.spec.id: last_transaction(spark, lake, FEATURES, one.app_id) + 1 for one in work.due}
+    stages = stage_times(spark)
+    n_media = sum(file.n_media for files, _ in waves for file in files)
+    usd_per_s = spark.sparkContext.defaultParallelism * config.prices.usd_per_core_hour / 3600
+    began = time.monotonic()
+
+    def so_far(wave: str) -> Callable[[], str]:
+        def line() -> str:
+            now, spent_s = stages.value, time.monotonic() - began
+            counts = {"done": now.n_media, "planned": n_media, "n_failed": now.n_failed}
+            return f"featurizing, {wave}  {media_line(**counts, elapsed_s=spent_s, usd=spent_s * usd_per_s)}"
+
+        return line
+
     for number, (files, retries) in enumerate(waves):
         run.check_owned()
-        run.progress(f"featurizing {sum(f.n_media for f in files)} media, wave {number + 1} of {len(waves)}")
+        run.progress(so_far(f"wave {number + 1} of {len(waves)}"))
         path = f"{lake.staging(run.run_id)}/wave-{number}"
-        staged = stage_wave(spark, plan, files, work.due, config.featurize, path)
+        staged = stage_wave(spark, plan, files, work.due, config.featurize, path, stages=stages)
         check_complete(staged, plan, files)
         run.progress(f"committing wave {number + 1} of {len(waves)}")
         append_frames(spark, lake, staged)
@@ -235,15 +287,20 @@ def run(spark: SparkSession, lake: Lake, config: Config, run: Run, work: Work, s
                 spark, lake, staged, one, run, next_wave[one.spec.id], retries=retries, n_files=n_files[one.spec.id]
             )
         lakes.remove_folder(spark, path)
-    n_linked = write_mentions(spark, lake, work.linker, run) if work.linker is not None and selection.whole else 0
+    n_linked = 0
+    if work.linker is not None and whole:
+        run.progress("linking")
+        n_linked = write_mentions(spark, lake, work.linker, run)
     lakes.remove_folder(spark, lake.staging(run.run_id))
-    n_media = sum(row[1] for row in per_file)
+    spent = stages.value
     ids = ", ".join(one.spec.id for one in work.due)
     return JobResult(
         status="finished",
         message=f"{n_media} media by {ids}; {n_linked} captions, titles and positions linked",
+        metrics=stage_metrics(spent),
         outputs=work.outputs,
-        whole_plan=selection.whole,
+        whole_plan=whole,
+        notes=[said] if (said := verdict(spent)) else [],
     )
 
 

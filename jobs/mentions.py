@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from jobs.work import Due
 
+LINK_S = 0.006  # of one core, for one caption, title or position
 ROWS_PER_PARTITION = 5_000  # about half a minute of linking on one core
 
 SOURCES = pa.schema(
@@ -82,6 +83,19 @@ def sources(spark: SparkSession, lake: Lake, inputs: Mapping[str, int]) -> DataF
     return texts[0].unionByName(texts[1]).unionByName(positions)
 
 
+def lacking(spark: SparkSession, lake: Lake, linker: Due, rows: DataFrame, *, at: int) -> DataFrame:
+    """Those of `rows` whose (doc_id, source) has no mention of this fingerprint at a version."""
+    from pyspark.sql import functions as F
+
+    there = read(spark, lake, MENTIONS, version=at).where(F.col("fingerprint") == linker.fingerprint)
+    return rows.join(there.select("doc_id", "source"), on=["doc_id", "source"], how="left_anti")
+
+
+def due_sources(spark: SparkSession, lake: Lake, linker: Due, inputs: Mapping[str, int]) -> DataFrame:
+    """The rows of SOURCES that have no mention of this fingerprint yet."""
+    return lacking(spark, lake, linker, sources(spark, lake, inputs), at=version(spark, lake, MENTIONS))
+
+
 def write_mentions(spark: SparkSession, lake: Lake, linker: Due, run: Run) -> int:
     """Link what has no mention of this fingerprint yet, as one commit; returns the rows written.
 
@@ -89,16 +103,12 @@ def write_mentions(spark: SparkSession, lake: Lake, linker: Due, run: Run) -> in
     """
     from pyspark.sql import functions as F
 
-    def lacking(rows: DataFrame, at: int) -> DataFrame:
-        there = read(spark, lake, MENTIONS, version=at).where(F.col("fingerprint") == linker.fingerprint)
-        return rows.join(there.select("doc_id", "source"), on=["doc_id", "source"], how="left_anti")
-
     weights = dict(linker.paths)
 
     def link(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         return link_batches(batches, weights)
 
-    due = lacking(sources(spark, lake, run.inputs), version(spark, lake, MENTIONS))
+    due = due_sources(spark, lake, linker, run.inputs)
     n_due = due.count()
     if not n_due:
         return 0
@@ -111,7 +121,7 @@ def write_mentions(spark: SparkSession, lake: Lake, linker: Due, run: Run) -> in
     staged = spark.read.schema(schema_ddl(LINKED)).parquet(path)
 
     def left(at: int, wave: int) -> DataFrame:
-        return lacking(staged, at).select(
+        return lacking(spark, lake, linker, staged, at=at).select(
             "doc_id",
             "source",
             F.lit(linker.spec.id).alias("featurizer"),

@@ -2,12 +2,42 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 POLL_S = 0.5
+PLAIN_S = 30  # between two plain lines of one phase
+BAR_CELLS = 20
+
+Text = str | Callable[[], str]  # of a phase: as it is, or what gives it as it is now
+
+
+def media_line(*, done: int, planned: int, n_failed: int, elapsed_s: float, usd: float) -> str:
+    """How far the featurizing of `planned` media is after `elapsed_s` seconds, when it will end, and its dollars."""
+    done = min(done, planned)  # a task that is tried again counts twice
+    filled = BAR_CELLS * done // planned if planned else BAR_CELLS
+    rate = done / elapsed_s if elapsed_s > 0 else 0.0
+    eta = readable_s((planned - done) / rate) if rate else "-"
+    counts = f"{done:,} of {planned:,} media  {rate:.1f}/s  {n_failed:,} errors"
+    return f"[{'#' * filled}{'.' * (BAR_CELLS - filled)}] {counts}  ETA {eta}  {readable_usd(usd)}"
+
+
+def readable_s(seconds: float) -> str:
+    """Seconds as `43 s`, `2.4 min`, `12 min` or `5.2 h`."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.{int(seconds < 600)}f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def readable_usd(usd: float) -> str:
+    """Dollars and cents; of less than a dollar two significant digits."""
+    digits = 2 if usd >= 1 or usd <= 0 else 1 - math.floor(math.log10(usd))
+    return f"${usd:,.{digits}f}"
 
 
 class Progress:
@@ -19,14 +49,27 @@ class Progress:
         self._console = Console(stderr=True, highlight=False)
         self._live = live and self._console.is_terminal
         self._count_tasks = count_tasks
-        self._text = ""
+        self._text: Text = ""
+        self.phases: list[tuple[str, float]] = []  # how each began, and when on the monotonic clock
         self._began = time.monotonic()
 
-    def __call__(self, text: str) -> None:
-        """Begin a phase."""
+    def __call__(self, text: Text) -> None:
+        """Begin a phase; a text that changes is asked for again and again while it lasts."""
         self._text = text
+        began_as = self._now()
+        self.phases.append((began_as, time.monotonic()))
         if not self._live:
-            self._console.print(f"{time.monotonic() - self._began:7.1f} s  {text}", soft_wrap=True, markup=False)
+            self._print(began_as)
+
+    def note(self, text: str) -> None:
+        """Say something that stays on the terminal."""
+        self._print(text)
+
+    def _now(self) -> str:
+        return self._text if isinstance(self._text, str) else self._text()
+
+    def _print(self, text: str) -> None:
+        self._console.print(f"{time.monotonic() - self._began:7.1f} s  {text}", soft_wrap=True, markup=False)
 
     def watch(self, count_tasks: Callable[[], tuple[int, int]]) -> None:
         """Show finished and all tasks, as `count_tasks` gives them, beside the phase."""
@@ -36,22 +79,22 @@ class Progress:
         """The live line: seconds, phase and tasks."""
         done, total = self._count_tasks() if self._count_tasks is not None else (0, 0)
         tasks = f"  ({done} of {total} tasks)" if total > 1 else ""
-        return f"{time.monotonic() - self._began:.0f} s  {self._text}{tasks}"
+        return f"{time.monotonic() - self._began:.0f} s  {self._now()}{tasks}"
 
     @contextmanager
     def shown(self) -> Iterator[Progress]:
-        """Keep the live line up for the block."""
-        if not self._live:
-            yield self
-            return
+        """Keep the line up for the block; where nothing is live, print that of a phase which changes now and then."""
         from rich.markup import escape
 
         stop = threading.Event()
-        with self._console.status("") as status:
+        with self._console.status("") if self._live else nullcontext() as status:
 
             def refresh() -> None:
-                while not stop.wait(POLL_S):
-                    status.update(escape(self.line()))
+                while not stop.wait(POLL_S if self._live else PLAIN_S):
+                    if status is not None:
+                        status.update(escape(self.line()))
+                    elif not isinstance(self._text, str):
+                        self._print(self._now())
 
             thread = threading.Thread(target=refresh, name="progress", daemon=True)
             thread.start()

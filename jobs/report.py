@@ -18,6 +18,7 @@ from jobs.contact_sheet import chosen_frames, within_budget
 from jobs.lake import Lake, read
 from jobs.metrics import Histogram, RunMetrics, bucket_ms, cost_usd_per_million, measure, quality
 from jobs.runs import code_version, run_rows
+from jobs.stages import times_of, verdict
 from schemas import DOCUMENTS, FEATURES, FETCHES, FRAMES, MEDIA, MENTIONS
 from schemas.errors import stage_of
 
@@ -140,6 +141,7 @@ def render(report: Report) -> str:
         quality=quality(metrics),
         latency=latency,
         bars=shared_latency(metrics),
+        stage_lines=[line for run in report.runs if (line := verdict(times_of(run.get("metrics") or {})))],
         n_failed_gates=sum(1 for gate in report.gates if not gate["passed"]),
     )
 

@@ -88,7 +88,7 @@ def run_jobs(common: Common, names: Sequence[str], *, selection: Selection | Non
         skipped: list[str] = []
         for job in jobs:
             try:
-                done.append(_run_job(spark, lake, common, job, parent, progress))
+                done.append(run_job(spark, lake, common, job, parent, progress))
             except RunAccepted as e:
                 skipped.append(str(e))
                 continue
@@ -113,9 +113,10 @@ def run_jobs(common: Common, names: Sequence[str], *, selection: Selection | Non
     return Ending(exit_code=REJECTED if rejected else FINISHED, message=f"{message}; report at {report}", facts=facts)
 
 
-def _run_job(
+def run_job(
     spark: SparkSession, lake: Lake, common: Common, job: Prepared, parent: tracking.Tracked, progress: Progress
 ) -> Finished:
+    """Run one job as a run of its own: its row of `runs`, its metrics, its child of the MLflow run."""
     config, run_id = common.config, stored_run_id(common.run_id, job.name)
     began = time.monotonic()
     with (
@@ -136,18 +137,22 @@ def _run_job(
         ) as child,
     ):
         result = job.run(spark, lake, run)
+        for note in result.notes:
+            progress.note(note)
+        progress("measuring")
         spent = metrics.job_time(
             job.name, wall_s=time.monotonic() - began, n_cores=spark.sparkContext.defaultParallelism
         )
-        measured = metrics.merge(_measured(spark, lake, [run_id]), spent)
-        result = replace(result, metrics=metrics.flat(measured, config.prices) | dict(result.metrics))
+        total = metrics.merge(measured(spark, lake, [run_id]), spent)
+        result = replace(result, metrics=metrics.flat(total, config.prices) | dict(result.metrics))
         finish(spark, lake, run, result, mlflow_run_id=child.mlflow_run_id)
         tracking.log_metrics(child, result.metrics)
         tracking.log_files(child, result.artifacts)
     return Finished(run_id=run_id, result=result, time=spent)
 
 
-def _measured(spark: SparkSession, lake: Lake, run_ids: Sequence[str]) -> metrics.RunMetrics:
+def measured(spark: SparkSession, lake: Lake, run_ids: Sequence[str]) -> metrics.RunMetrics:
+    """What the runs committed to any table of the lake."""
     return metrics.measure({table.name: read(spark, lake, table) for table in TABLES}, run_ids)
 
 
@@ -156,14 +161,14 @@ def _report(
 ) -> Path:
     """Measure the jobs together, write their report, keep both with MLflow, and make the report the latest."""
     run_ids = list(dict.fromkeys(run_id for one in done for run_id in (*one.result.covers, one.run_id)))
-    measured = _measured(spark, lake, run_ids)
+    total = measured(spark, lake, run_ids)
     for one in done:
-        measured = metrics.merge(measured, one.time)
+        total = metrics.merge(total, one.time)
     folder = check.reports_folder(lake, common.run_id)
-    report = write_report(spark, lake, common.config, run_ids, folder / "report.html", metrics=measured)
+    report = write_report(spark, lake, common.config, run_ids, folder / "report.html", metrics=total)
     if lake.local_folder() is not None:
         shutil.copyfile(report, folder.parent / "latest.html")
-    tracking.log_metrics(parent, metrics.flat(measured, common.config.prices))
+    tracking.log_metrics(parent, metrics.flat(total, common.config.prices))
     tracking.log_files(parent, [report])
     return report
 

@@ -15,6 +15,7 @@ from importlib.metadata import version as package_version
 from typing import TYPE_CHECKING, Any, Literal
 
 from jobs.lake import Lake, read, repeated, sql_text
+from jobs.progress import Text
 from schemas import RUNS, Table
 from schemas.table import spark_type
 
@@ -48,7 +49,7 @@ class Run:
     inputs: Mapping[str, int]  # table -> version, pinned at the first attempt
     started: datetime  # of the first attempt
     resumed: bool
-    progress: Callable[[str], None] = field(default=lambda text: None)
+    progress: Callable[[Text], None] = field(default=lambda text: None)
     check_owned: Callable[[], None] = field(default=lambda: None)  # raises RunTakenOver
 
 
@@ -63,6 +64,7 @@ class JobResult:
     covers: Sequence[str] = ()
     whole_plan: bool = True
     artifacts: Sequence[str] = ()  # local files and folders for MLflow
+    notes: Sequence[str] = ()  # lines for whoever watches
 
 
 def new_run_name(now: datetime) -> str:
@@ -179,7 +181,7 @@ def executing(
     config_digest: str,
     heartbeat_s: float,
     expiry_s: float,
-    progress: Callable[[str], None],
+    progress: Callable[[Text], None],
 ) -> Iterator[Run]:
     """Hold a run for a `with` block: insert or resume it, keep its heart beating, mark it failed on error.
 

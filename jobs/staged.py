@@ -58,6 +58,11 @@ class FrameRow:
         return len(self.results) == len(self.due)
 
     @property
+    def is_failed(self) -> bool:
+        """True when a featurizer has an error to say."""
+        return any(outcome.error is not None for _, outcome in self.results.values())
+
+    @property
     def size_bytes(self) -> int:
         """About what the row takes in Arrow."""
         found = (outcome.found for _, outcome in self.results.values() if outcome.found is not None)
