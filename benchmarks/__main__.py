@@ -6,12 +6,22 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 
-from benchmarks import decode, gpu, int8, large_media, memory, plan, text
+from benchmarks import decode, gpu, int8, lakes, large_media, memory, pipeline, plan, sharing, text
 from benchmarks.row import LATEST, Row, table, write
 
 BENCHMARKS: Mapping[str, Callable[[], list[Row]]] = {
     "B1": decode.rows,
     "B2": decode.fast_rows,
+    "B3": pipeline.notebook_rows,
+    "B4": pipeline.predict_batch_rows,
+    "B5": pipeline.daft_rows,
+    "B6": pipeline.ray_rows,
+    "B7": pipeline.model_rows,
+    "B8": pipeline.tax_rows,
+    "B9": lakes.backfill_rows,
+    "B10": sharing.fusion_rows,
+    "B11": sharing.video_rows,
+    "B12": lakes.growth_rows,
     "B13": gpu.rows,
     "B14": text.rows,
     "I1": int8.rows,

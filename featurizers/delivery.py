@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,8 @@ import simplejpeg  # type: ignore[import-untyped,unused-ignore]
 from numpy.typing import NDArray
 
 from featurizers.spec import FeaturizerSpec, Image
+
+Delivery = tuple[str, int, int, int]  # of `delivery`
 
 THUMBNAIL_PX = 320  # longest side
 THUMBNAIL_QUALITY = 80
@@ -28,6 +31,14 @@ def _torch() -> Any:
 
     torch.set_num_threads(1)  # the decode pool is the parallelism; a pool inside each of its threads would fight it
     return torch
+
+
+@functools.cache
+def _opencv() -> Any:
+    import cv2
+
+    cv2.setNumThreads(1)
+    return cv2
 
 
 def resize(image: Image, width: int, height: int) -> Image:
@@ -118,17 +129,49 @@ def fit(image: Image, spec: FeaturizerSpec) -> Image:
     """What `spec` is delivered of an upright `image`: (image_size, image_size, 3), or any (H, W, 3) if it is native."""
     height, width = image.shape[:2]
     place = placement(spec, width, height)
-    size = spec.image_size
     if spec.fit == "crop":
-        if place.width * place.height > MAX_RESIZE_WASTE * size * size:
-            return _resize_window_of_strip(image, place, size)
-        return resize_window(image, place, size)
-    resized = resize(image, place.width, place.height)
+        if _is_strip(place, spec):
+            return _resize_window_of_strip(image, place, spec.image_size)
+        return resize_window(image, place, spec.image_size)
+    return _placed(resize(image, place.width, place.height), place, spec)
+
+
+def _is_strip(place: Placement, spec: FeaturizerSpec) -> bool:
+    return place.width * place.height > MAX_RESIZE_WASTE * spec.image_size**2
+
+
+def _placed(resized: Image, place: Placement, spec: FeaturizerSpec) -> Image:
+    """What `spec` is delivered, from all of the resized picture."""
+    size = spec.image_size
     if spec.fit == "native":
         return resized
+    if spec.fit == "crop":
+        return np.ascontiguousarray(resized[place.top : place.top + size, place.left : place.left + size])
     canvas = np.full((size, size, 3), spec.letterbox_fill, np.uint8)
     canvas[-place.top : -place.top + place.height, -place.left : -place.left + place.width] = resized
     return canvas
+
+
+def fit_each(images: Sequence[Image], specs: Sequence[FeaturizerSpec]) -> tuple[dict[Delivery, Image], Image]:
+    """What `fit` delivers each spec of its image, bit for bit, and the picture to make the thumbnail of.
+
+    images: for each spec the same picture, or a reduction of it. The thumbnail's is the largest of them, or one that
+    was resized on the way and is large enough. Where only crops are wanted, one is cut from all of the resized picture
+    and not resized alone: with the thumbnail 0.6 ms less for a picture of 1024 x 683.
+    """
+    delivered: dict[Delivery, Image] = {}
+    source, is_resized = max(images, key=lambda image: image.size), False
+    for spec, image in sorted(zip(specs, images, strict=True), key=lambda each: each[0].fit == "crop"):
+        if delivery(spec) in delivered:
+            continue
+        place = placement(spec, image.shape[1], image.shape[0])
+        serves = THUMBNAIL_PX <= max(place.width, place.height) < max(source.shape[:2])
+        if not serves or (spec.fit == "crop" and (is_resized or _is_strip(place, spec))):
+            delivered[delivery(spec)] = fit(image, spec)
+            continue
+        source, is_resized = resize(image, place.width, place.height), True
+        delivered[delivery(spec)] = _placed(source, place, spec)
+    return delivered, source
 
 
 def _resize_window_of_strip(image: Image, place: Placement, size: int) -> Image:
@@ -156,7 +199,7 @@ def _source_span(offset: int, size: int, scale: float, limit: int) -> tuple[int,
     return first, last, start - first, end - first
 
 
-def delivery(spec: FeaturizerSpec) -> tuple[str, int, int, int]:
+def delivery(spec: FeaturizerSpec) -> Delivery:
     """Equal for two specs if and only if `fit` delivers them the same pixels."""
     short = (spec.short_side or spec.image_size) if spec.fit == "crop" else 0
     return spec.fit, spec.image_size, short, spec.letterbox_fill if spec.fit == "letterbox" else 0
@@ -192,11 +235,16 @@ def upright_boxes(
     return mapped.clip(0, 1).astype(np.float32)
 
 
-def thumbnail(image: Image) -> bytes:
-    """A JPEG of `image` with a longest side of at most 320 pixels; never enlarged."""
-    height, width = image.shape[:2]
+def thumbnail(image: Image, width: int, height: int) -> bytes:
+    """A JPEG, its longest side at most 320 pixels, of a frame of `width` x `height`, never enlarged.
+
+    image: the frame, or all of it at a smaller size.
+    """
     scale = min(1.0, THUMBNAIL_PX / max(width, height))
-    small = resize(image, max(1, round(width * scale)), max(1, round(height * scale)))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    # Down to a half, two pixels are all that a filter would see, and OpenCV takes a quarter of the time.
+    needs_filter = image.shape[1] > 2 * size[0] or image.shape[0] > 2 * size[1]
+    small = resize(image, *size) if needs_filter else _opencv().resize(image, size)
     encoded: bytes = simplejpeg.encode_jpeg(
         np.ascontiguousarray(small), quality=THUMBNAIL_QUALITY, colorspace="RGB", colorsubsampling="420"
     )

@@ -51,9 +51,12 @@ def stage_wave(
 
     Each task that ends adds its times to `stages`; they are for show, since a task tried again is in them twice.
     """
+    from pyspark.sql import Window
     from pyspark.sql import functions as F
 
-    wave = plan.where(F.col("file").isin([f.path for f in files])).select("media_id", "due")
+    dearest_first = Window.orderBy(F.desc("size_bytes"), "media_id")
+    wave = plan.where(F.col("file").isin([f.path for f in files]))
+    wave = wave.select("media_id", "due", F.row_number().over(dearest_first).alias("task"))
     media = (
         spark.read.schema(schema_ddl(MEDIA.columns))
         .parquet(*[f.path for f in files])
@@ -63,13 +66,30 @@ def stage_wave(
     cores, task_cpus = spark.sparkContext.defaultParallelism, int(spark.conf.get("spark.task.cpus", "1") or 1)
     on_gpus = spark.conf.get("spark.task.resource.gpu.amount", "") != ""
     n_tasks = n_partitions(files, cores=cores, n_gpus=cores // task_cpus if on_gpus else 0)
+    # Dealt out by size. `repartition` would sort the bytes of all media, so that a task that runs again gets the same.
+    dealt = media.repartitionById(n_tasks, "task").drop("task")
+    staged = featurized(spark, dealt, due, config, stages=stages)
+    with naming_stalls(config.stall_s):
+        staged.write.mode("overwrite").parquet(path)
+    return spark.read.schema(schema_ddl(STAGED)).parquet(path)
+
+
+def featurized(
+    spark: SparkSession,
+    media: DataFrame,
+    due: Sequence[Due],
+    config: Featurize,
+    *,
+    stages: Accumulator[StageTimes] | None = None,
+) -> DataFrame:
+    """The engine's rows, of schema STAGED, for media with their bytes and what is `due`, as `featurize_media` says."""
     described = [(one.spec, dict(one.paths), one.fingerprint) for one in due]
     checked = [(one.paths[name], sha256) for one in due for name, sha256 in one.sha256.items()]
     settings = EngineSettings(
         max_pixels=config.max_pixels,
         max_frames_per_video=config.max_frames_per_video,
         decode_profile=config.decode_profile,
-        decode_threads=task_cpus,
+        decode_threads=int(spark.conf.get("spark.task.cpus", "1") or 1),
         stall_s=config.stall_s,
     )
 
@@ -84,10 +104,7 @@ def stage_wave(
         if stages is not None:
             stages.add(times)
 
-    staged = media.repartition(n_tasks).mapInArrow(extract, schema_ddl(STAGED))
-    with naming_stalls(config.stall_s):
-        staged.write.mode("overwrite").parquet(path)
-    return spark.read.schema(schema_ddl(STAGED)).parquet(path)
+    return media.mapInArrow(extract, schema_ddl(STAGED))
 
 
 def task_device() -> str:

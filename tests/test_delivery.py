@@ -14,6 +14,7 @@ from featurizers.delivery import (
     dct_divisor,
     delivery,
     fit,
+    fit_each,
     placement,
     resize,
     resize_window,
@@ -154,8 +155,30 @@ def test_deliveries_are_equal_exactly_when_the_pixels_are() -> None:
 def test_a_thumbnail_is_a_jpeg_of_at_most_320_pixels_and_never_enlarged(
     size: tuple[int, int], expected: tuple[int, int]
 ) -> None:
-    opened = PIL.Image.open(io.BytesIO(thumbnail(smooth(*size))))
+    opened = PIL.Image.open(io.BytesIO(thumbnail(smooth(*size), *size)))
     assert (opened.format, opened.size) == ("JPEG", expected)
+
+
+@pytest.mark.parametrize("width, height", [*SIZES, (300, 200), (1600, 1200)])
+@pytest.mark.parametrize("specs", [[CROP], [LETTERBOX], [NATIVE], [CROP, LETTERBOX], [NATIVE, CROP, CROP, LETTERBOX]])
+def test_what_several_specs_are_delivered_together_is_what_each_is_delivered_alone(
+    specs: list[FeaturizerSpec], width: int, height: int
+) -> None:
+    image = smooth(width, height)
+    together, source = fit_each([image] * len(specs), specs)
+    assert together.keys() == {delivery(spec) for spec in specs}
+    for spec in specs:
+        assert (together[delivery(spec)] == fit(image, spec)).all()
+    one, other = (
+        np.asarray(PIL.Image.open(io.BytesIO(thumbnail(i, width, height)))).astype(int) for i in (source, image)
+    )
+    assert one.shape == other.shape
+    assert np.abs(one - other).mean() < 3
+
+
+def test_a_thumbnail_is_made_of_what_was_resized_anyway() -> None:
+    _, source = fit_each([smooth(1600, 1200)] * 2, [CROP, LETTERBOX])
+    assert source.shape == (312, 416, 3)
 
 
 # -- the fast profile ---------------------------------------------------------------------------------------------

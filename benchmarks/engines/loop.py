@@ -1,0 +1,40 @@
+"""A bare loop in one process: read Parquet, decode with our decoder, infer. No engine at all.
+
+`pattern` "": picture by picture; "batched": as many at a time as our engine takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pyarrow.dataset
+
+from benchmarks.engines.models import fused
+from benchmarks.engines.serve import Run, Task, serve
+from jobs.engine import CPU_BATCH_SIZE
+
+
+def build(task: Task) -> tuple[Run, Mapping[str, str]]:
+    """The loop over all files."""
+    featurize = fused(task)
+    size = CPU_BATCH_SIZE if task["pattern"] == "batched" else 1
+
+    def run(files: Sequence[str], collect: bool) -> Mapping[str, str]:
+        found: dict[str, str] = {}
+        waiting: dict[str, memoryview] = {}
+        media = pyarrow.dataset.dataset(list(files), format="parquet")
+        for batch in media.to_batches(columns=["media_id", "content"], batch_size=32):
+            for media_id, content in zip(batch.column(0), batch.column(1), strict=True):
+                waiting[media_id.as_py()] = memoryview(content.as_buffer()).cast("B")
+                if len(waiting) == size:
+                    found.update(zip(waiting, featurize(list(waiting.values())), strict=True))
+                    waiting = {}
+        if waiting:
+            found.update(zip(waiting, featurize(list(waiting.values())), strict=True))
+        return found
+
+    return run, {"pyarrow": pyarrow.__version__}
+
+
+if __name__ == "__main__":
+    serve(build)
