@@ -31,8 +31,8 @@ from featurizers.device import LANES, FixedBatches, Network, gpu_index
 from featurizers.onnx_session import open_network
 from featurizers.spec import FeaturizerSpec, find_spec
 from featurizers.weights import WeightsError, resolve
-from jobs.engine import EngineSettings, featurize_media, loaded_featurizers
-from jobs.inference import Loaded, grey_probe
+from jobs.engine import EngineSettings, featurize_media
+from jobs.inference import Loaded, grey_probe, loaded_featurizers
 
 REACH = 0.6  # of the on-device rate
 REACH_BUSY = 0.9  # of the time, with cores enough

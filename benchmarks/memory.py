@@ -107,8 +107,8 @@ def input_batches(n: int, due: Sequence[str]) -> Iterator[pa.RecordBatch]:
 
 def measure(featurizer: str) -> dict[str, float]:
     """Mean resident size, MiB, over the images before each mark, and the highest seen."""
-    from jobs.engine import EngineSettings, featurize_media, loaded_featurizers
-    from jobs.inference import Loaded
+    from jobs.engine import EngineSettings, featurize_media
+    from jobs.inference import Loaded, loaded_featurizers
 
     specs = [cheap_spec("crop"), cheap_spec("letterbox", fit="letterbox", image_size=416)]
     loaded = [Loaded(spec=spec, fingerprint=spec.variant, extract=mean_colour) for spec in specs]

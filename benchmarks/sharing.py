@@ -18,8 +18,8 @@ from featurizers.spec import find_spec
 from featurizers.video import key_frames
 from featurizers.weights import resolve
 from jobs import engine
-from jobs.engine import EngineSettings, featurize_media, loaded_featurizers
-from jobs.inference import Loaded
+from jobs.engine import EngineSettings, featurize_media
+from jobs.inference import Loaded, loaded_featurizers
 
 CONCEPTS, OBJECTS = "concept_efficientnet.lite0@1", "object_yolov3.tiny@1"
 ENTITIES = "entity_ocr.rapidocr_gated@1"

@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -19,18 +18,15 @@ import pyarrow as pa
 from featurizers.decode import DecodeError, DecodeProfile, decode_reduced, plain_jpeg_size
 from featurizers.delivery import Delivery, dct_divisor, delivery, fit_each, thumbnail, upright_boxes
 from featurizers.probe import SNIFF_BYTES, VIDEO_FORMAT, Encoded, sniff
-from featurizers.spec import Features, FeaturizerSpec, Image, featurizer_module
+from featurizers.spec import Features, FeaturizerSpec, Image
 from jobs.byte_queue import ByteQueue, Closed
 from jobs.inference import Lanes, Loaded, Outcome
 from jobs.packs import READ_AHEAD_BYTES, StorageFailed, open_pack
+from jobs.stage_times import StageTimes
 from jobs.staged import FrameRow, record_batch
-from jobs.stages import StageTimes
 from jobs.stall import StallWatch
 from schemas.errors import Error, ErrorCode, error
 
-# Measured: EfficientNet-Lite0 between decodes takes 12.2 ms for a picture alone, 11.5 in batches of 4, 11.8 of 8, and
-# the three default featurizers in batches of 16, 8 and 8 use 350 MB more for nothing.
-CPU_BATCH_SIZE = 4
 MAX_PIXEL_BYTES = 8  # of an encoded picture by reference: one above max_pixels of 4 x 16 bits is not read
 MEDIA_OVERHEAD_BYTES = 4096  # what a media counts for beside its bytes, so that a million empty ones are not read ahead
 
@@ -385,25 +381,3 @@ def _upright(found: Features, spec: FeaturizerSpec, row: FrameRow) -> Features:
     if found.box is None or row.width is None or row.height is None:
         return found
     return replace(found, box=upright_boxes(found.box, spec, row.width, row.height))
-
-
-# -- models of this process ---------------------------------------------------------------------------------------
-
-_LOADED: dict[tuple[str, str], Loaded] = {}  # by fingerprint and device; a worker process outlives its tasks
-
-
-def loaded_featurizers(
-    described: Sequence[tuple[FeaturizerSpec, Mapping[str, Path], str]], device: str
-) -> list[Loaded]:
-    """The featurizers of (spec, weights by name, fingerprint), loaded once per process; those not named are let go."""
-    wanted = {(fingerprint, device) for _, _, fingerprint in described}
-    for key in set(_LOADED) - wanted:
-        del _LOADED[key]
-    for spec, weights, fingerprint in described:
-        if (fingerprint, device) not in _LOADED:
-            module = featurizer_module(spec.family)
-            extract, lanes = module.load(spec, weights, device), getattr(module, "GPU_LANES", 1)
-            if device == "cpu":
-                spec, lanes = replace(spec, batch_size=min(spec.batch_size, CPU_BATCH_SIZE)), 1
-            _LOADED[fingerprint, device] = Loaded(spec=spec, fingerprint=fingerprint, extract=extract, lanes=lanes)
-    return [_LOADED[fingerprint, device] for _, _, fingerprint in described]

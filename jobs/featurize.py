@@ -13,13 +13,14 @@ from featurizers.weights import check_unchanged
 from jobs import lake as lakes
 from jobs.commit import commit_wave, last_transaction, transaction_session
 from jobs.config import Config, Featurize
-from jobs.engine import EngineSettings, featurize_media, loaded_featurizers
+from jobs.engine import EngineSettings, featurize_media
+from jobs.inference import loaded_featurizers
 from jobs.lake import Lake, append, read, sql_text, version
 from jobs.mentions import write_mentions
 from jobs.progress import media_line
 from jobs.runs import JobResult, Run
+from jobs.stage_times import Added, StageTimes, stage_metrics, verdict
 from jobs.staged import STAGED
-from jobs.stages import Added, StageTimes, stage_metrics, verdict
 from jobs.stall import naming_stalls, watched
 from jobs.work import Due, MediaFile, Selection, Work, assign_waves, write_plan
 from schemas import DOCUMENTS, FEATURES, FRAMES, MEDIA

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
 
 from featurizers.device import is_out_of_memory, release_device_memory
-from featurizers.spec import Extract, Features, FeaturizerSpec, Image, check_features
+from featurizers.spec import Extract, Features, FeaturizerSpec, Image, check_features, featurizer_module
 from schemas.errors import Error, ErrorCode, error
 
 Tag = TypeVar("Tag")
+# Measured: EfficientNet-Lite0 between decodes takes 12.2 ms for a picture alone, 11.5 in batches of 4, 11.8 of 8, and
+# the three default featurizers in batches of 16, 8 and 8 use 350 MB more for nothing.
+CPU_BATCH_SIZE = 4
 NATIVE_PROBE_PX = 224  # side of the grey probe where the featurizer takes any size
 
 
@@ -147,3 +151,25 @@ def split(features: Features, n_images: int) -> list[Features]:
             )
         )
     return parts
+
+
+# -- models of this process ---------------------------------------------------------------------------------------
+
+_LOADED: dict[tuple[str, str], Loaded] = {}  # by fingerprint and device; a worker process outlives its tasks
+
+
+def loaded_featurizers(
+    described: Sequence[tuple[FeaturizerSpec, Mapping[str, Path], str]], device: str
+) -> list[Loaded]:
+    """The featurizers of (spec, weights by name, fingerprint), loaded once per process; those not named are let go."""
+    wanted = {(fingerprint, device) for _, _, fingerprint in described}
+    for key in set(_LOADED) - wanted:
+        del _LOADED[key]
+    for spec, weights, fingerprint in described:
+        if (fingerprint, device) not in _LOADED:
+            module = featurizer_module(spec.family)
+            extract, lanes = module.load(spec, weights, device), getattr(module, "GPU_LANES", 1)
+            if device == "cpu":
+                spec, lanes = replace(spec, batch_size=min(spec.batch_size, CPU_BATCH_SIZE)), 1
+            _LOADED[fingerprint, device] = Loaded(spec=spec, fingerprint=fingerprint, extract=extract, lanes=lanes)
+    return [_LOADED[fingerprint, device] for _, _, fingerprint in described]

@@ -18,7 +18,7 @@ from jobs.contact_sheet import chosen_frames, within_budget
 from jobs.lake import Lake, read
 from jobs.metrics import Histogram, RunMetrics, bucket_ms, cost_usd_per_million, measure, quality
 from jobs.runs import code_version, run_rows
-from jobs.stages import times_of, verdict
+from jobs.stage_times import times_of, verdict
 from schemas import DOCUMENTS, FEATURES, FETCHES, FRAMES, MEDIA, MENTIONS
 from schemas.errors import stage_of
 

@@ -11,7 +11,7 @@ from featurizers import entity_ocr
 from featurizers.entity_ocr import disjoint_regions
 from featurizers.spec import Image, check_features
 from featurizers.weights import fetch
-from jobs.engine import loaded_featurizers
+from jobs.inference import loaded_featurizers
 from tests.contract_pictures import loaded
 
 PLAIN, GATED = entity_ocr.SPECS

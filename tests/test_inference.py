@@ -14,7 +14,7 @@ import json, resource, sys
 import numpy as np
 from featurizers.spec import find_spec, prepared
 from featurizers.weights import resolve
-from jobs.engine import loaded_featurizers
+from jobs.inference import loaded_featurizers
 from jobs.inference import Loaded, infer_batch
 
 spec, paths = resolve(find_spec("concept_efficientnet.lite0@1"))

@@ -11,7 +11,7 @@ import pyarrow.dataset
 
 from benchmarks.engines.models import fused
 from benchmarks.engines.serve import Run, Task, serve
-from jobs.engine import CPU_BATCH_SIZE
+from jobs.inference import CPU_BATCH_SIZE
 
 
 def build(task: Task) -> tuple[Run, Mapping[str, str]]:

@@ -11,7 +11,7 @@ import pytest
 
 from featurizers.spec import Extract, Features, FeaturizerSpec, Image
 from jobs.engine import featurize_media
-from jobs.stages import Added, StageTimes, busy_s, shares, stage_metrics, times_of, verdict
+from jobs.stage_times import Added, StageTimes, busy_s, shares, stage_metrics, times_of, verdict
 from tests.pictures import encode, noise
 from tests.test_engine import SETTINGS, a_spec, loaded, mean_colour, media, picture
 
