@@ -55,9 +55,8 @@ def stage_wave(
     from pyspark.sql import Window
     from pyspark.sql import functions as F
 
-    dearest_first = Window.orderBy(F.desc("size_bytes"), "media_id")
     wave = plan.where(F.col("file").isin([f.path for f in files]))
-    wave = wave.select("media_id", "due", F.row_number().over(dearest_first).alias("task"))
+    wave = wave.select("media_id", "due", F.row_number().over(Window.orderBy("media_id")).alias("task"))
     media = (
         spark.read.schema(schema_ddl(MEDIA.columns))
         .parquet(*[f.path for f in files])
@@ -67,7 +66,7 @@ def stage_wave(
     cores, task_cpus = spark.sparkContext.defaultParallelism, int(spark.conf.get("spark.task.cpus", "1") or 1)
     on_gpus = spark.conf.get("spark.task.resource.gpu.amount", "") != ""
     n_tasks = n_partitions(files, cores=cores, n_gpus=cores // task_cpus if on_gpus else 0)
-    # Dealt out by size. `repartition` would sort the bytes of all media, so that a task that runs again gets the same.
+    # Dealt out in turn. `repartition` would sort all media first, bytes and all, to deal the same if it runs again.
     dealt = media.repartitionById(n_tasks, "task").drop("task")
     staged = featurized(spark, dealt, due, config, stages=stages)
     with naming_stalls(config.stall_s):
