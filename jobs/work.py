@@ -106,7 +106,7 @@ def prepare(config: Featurize) -> Work:
             fingerprint=fingerprint(spec, decode_profile=decode_profile, frame_sampling=sampling),
         )
 
-    sampling = f"key_frames:{config.max_frames_per_video}"
+    sampling = f"key_frames@2:{config.max_frames_per_video}"  # @2: spread by the container's index, in decoding order
     specs = [configured_spec(featurizer_id, config) for featurizer_id in dict.fromkeys(config.featurizers)]
     return Work(
         due=[ready(spec, decode_profile=config.decode_profile, sampling=sampling) for spec in specs],

@@ -84,7 +84,7 @@ from tests.test_engine import MEDIA_SCHEMA
 consume(featurize_media([pa.RecordBatch.from_pylist(batch, MEDIA_SCHEMA)], [loaded(spec)], settings))
 """)
     assert done.returncode == 1, done.stderr
-    assert stalled_at(done.stderr) is not None and "in _read_pack" in done.stderr
+    assert stalled_at(done.stderr) is not None and "jobs/packs.py" in done.stderr
 
 
 def test_a_worker_that_ended_otherwise_is_not_said_to_have_stalled() -> None:
@@ -105,3 +105,17 @@ Thread 0x02 (most recent call first):
     assert stalled_at(dump) == "/l/featurizers/concept_x.py line 12 in extract"
     waits = dump.replace("/p/onnxruntime/session.py", "/l/jobs/byte_queue.py").replace("190 in _decode", "190 in get")
     assert stalled_at(waits.replace("jobs/byte_queue.py", "decode.py", 1)) == "/l/decode.py line 36 in put"
+
+
+def test_of_several_lanes_the_one_that_infers_is_named_and_not_the_thread_that_waits_for_it() -> None:
+    dump = """Timeout (0:05:00)!
+Thread 0x01 (most recent call first):
+  File "/p/concurrent/futures/_base.py", line 451 in result
+  File "/l/jobs/inference.py", line 102 in done
+  File "/l/jobs/engine.py", line 330 in _run
+Thread 0x02 (most recent call first):
+  File "/l/featurizers/device.py", line 40 in run
+  File "/l/jobs/inference.py", line 140 in _extract
+  File "/p/concurrent/futures/thread.py", line 58 in run
+"""
+    assert stalled_at(dump) == "/l/featurizers/device.py line 40 in run"
