@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import IO, Any
 
-from jobs.config import ConfigError
-
 COPY_BYTES = 1 << 20  # at a time, from the spool to the lake
 READ_AHEAD_BYTES = 1 << 20  # of one ranged read: a few key frames of a video, or a part of its index
 
@@ -30,6 +28,8 @@ def check_store(uri: str) -> None:
     try:
         fsspec.core.url_to_fs(uri)
     except Exception as e:  # a missing package, an unknown scheme, what a store's client asks of its environment
+        from jobs.config import ConfigError  # what reads packs on a worker needs no configuration
+
         raise ConfigError(
             f"bodies above crawl.inline_bytes cannot be stored at {uri}: {e}; or set crawl.max_bytes to that"
         ) from e

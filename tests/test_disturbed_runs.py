@@ -105,6 +105,7 @@ def lake(faults: Faults, tmp_path: Path) -> Iterator[Path]:
     """A copy of the lake; afterwards nothing is wrong with the featurizer any more."""
     yield Path(shutil.copytree(faults.folder / "base", tmp_path / "lake"))
     faults.told.unlink(missing_ok=True)
+    (faults.folder / "palette").write_bytes(b"palette")
     shutil.rmtree(tmp_path, ignore_errors=True)
 
 
@@ -135,6 +136,7 @@ def test_a_run_that_fails_for_its_model_or_its_weights_says_why_and_is_resumed(f
 
     faults.told.unlink()
     palette = faults.folder / "palette"
+    shutil.rmtree(lake / "_staging")  # of the attempts before, whose plan is no sign of this one's
     attempt = faults.driver.begin(*run)
     assert until_struck(attempt, at_driver_phase("planned", lake, commits=1))
     palette.write_bytes(b"Palette")  # after the driver checked it
@@ -198,6 +200,25 @@ def test_two_runs_of_different_featurizers_at_once_lose_and_double_nothing(
     second.begin(lake, "b.featurize", of(MIDDLE))
     assert [faults.driver.ended(), second.ended()] == [(0, ""), (0, "")]
     assert_same(tables_of(lake), faults.undisturbed)
+
+
+def test_a_run_that_was_killed_between_its_commits_and_resumed_leaves_what_an_undisturbed_one_does(
+    faults: Faults, second: Driver, lake: Path
+) -> None:
+    """`kill -9` of the driver, its JVM and the workers; the long form, in every phase, is in test_faults."""
+    killed = start(faults.folder, "killed log")
+    try:
+        assert killed.ended() == (0, "ready")
+        is_now = at_driver_phase("between the commits", lake, commits=1)
+        assert until_struck(killed.begin(lake, "k.featurize", of(MEAN)), is_now)
+    finally:
+        kill_all(killed.process)
+    time.sleep(EXPIRY_S)  # its last heartbeat must be old
+    rows = tables_of(lake)
+    assert rows["frames"] and not rows["features"]
+    assert second.attempt(lake, "k.featurize", of(MEAN)) == (0, "")
+    assert_same(tables_of(lake), faults.expected(MEAN))
+    assert not list((lake / "_staging").glob("*/*")), "the resumed run left its staging behind"
 
 
 def check_takeover(faults: Faults, second: Driver, lake: Path, phase: str) -> None:

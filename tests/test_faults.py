@@ -1,6 +1,6 @@
 """`kill -9` of a worker, an executor or the driver, in every phase; in the end the tables hold what they should.
 
-The short form is part of the suite; `make test-faults` kills in each phase again and again, from seeds.
+The short form is in test_disturbed_runs; `make test-faults` kills in each phase again and again, from seeds.
 """
 
 from __future__ import annotations
@@ -161,13 +161,6 @@ def check_kill(lakes: tuple[Path, dict[str, Rows]], tmp_path: Path, phase: str, 
         finish_run(lake, log)
     assert_same(tables_of(lake), expected)
     assert not list((lake / "_staging").glob("*/*")), "the resumed run left its staging behind"
-
-
-@pytest.mark.spark
-def test_a_run_that_was_killed_between_its_commits_and_resumed_leaves_what_an_undisturbed_one_does(
-    lakes: tuple[Path, dict[str, Rows]], tmp_path: Path
-) -> None:
-    check_kill(lakes, tmp_path, "between the commits", seed=1)
 
 
 @pytest.mark.faults

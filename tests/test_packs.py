@@ -32,6 +32,7 @@ from jobs.addresses import parse_exemptions
 from jobs.config import load_config
 from jobs.engine import EngineSettings, featurize_media
 from jobs.fetch import fetch
+from jobs.inference import loaded_featurizers
 from jobs.lake import open_lake, read
 from jobs.outcomes import Request
 from jobs.packs import Body, Packs, StorageFailed, open_pack
@@ -424,33 +425,48 @@ def test_a_video_by_reference_has_the_features_of_the_same_video_inline(spark: S
     (folder / "large.mp4").write_bytes(data)
     (folder / "copy.mp4").write_bytes(data)
     (folder / "small.jpg").write_bytes(jpeg(7, 200, 100))
-    found: dict[str, dict[Any, Any]] = {}
-    for name, inline_bytes in (("reference", MIB), ("inline", 100 * MIB)):
-        chosen = ["featurize.featurizers=[concept_efficientnet.lite0@1]", f"crawl.inline_bytes={inline_bytes}"]
-        config = load_config(assignments=settings_for(folder, *chosen))
-        lake = open_lake(spark, str(tmp_path / f"lake by {name}"))
-        crawl.run(spark, lake, config, crawl_run("a.crawl"))
-        media = {row["mime"]: row for row in read(spark, lake, MEDIA).collect()}
-        assert read(spark, lake, MEDIA).count() == len(media) == 2
-        held = media["video/mp4"]
-        assert (held["content"] is None) == (held["pack_uri"] is not None) == (name == "reference")
-        assert media["image/jpeg"]["content"] is not None and media["image/jpeg"]["pack_uri"] is None
-        assert held["size_bytes"] == len(data) and held["duration_s"] == pytest.approx(1.6)
-        if name == "reference":
-            assert (held["offset"], held["length"]) == (0, held["size_bytes"])
-            files = read(spark, lake, MEDIA).selectExpr("pack_uri IS NULL AS inline", "_metadata.file_path AS file")
-            assert len({(row["inline"], row["file"]) for row in files.collect()}) == 2
-        work = prepare(config.featurize)
-        with executing(
-            spark, lake, run_id="a.featurize", job="featurize", inputs=featurize.pins(spark, lake),
-            outputs=work.outputs, config_digest="d", heartbeat_s=60, expiry_s=300, progress=lambda text: None,
-        ) as run:  # fmt: skip
-            finish(spark, lake, run, featurize.run(spark, lake, config, run, work, Selection()), mlflow_run_id=None)
-        found[name] = {
-            (row["media_id"], row["frame"]): [feature.asDict() for feature in row["features"]]
-            for row in read(spark, lake, FEATURES).collect()
-        }
-    assert found["reference"] == found["inline"] and len(found["inline"]) == 9
+    chosen = ["featurize.featurizers=[concept_efficientnet.lite0@1]", f"crawl.inline_bytes={MIB}"]
+    config = load_config(assignments=settings_for(folder, *chosen))
+    lake = open_lake(spark, str(tmp_path / "lake"))
+    crawl.run(spark, lake, config, crawl_run("a.crawl"))
+    media = {row["mime"]: row for row in read(spark, lake, MEDIA).collect()}
+    assert read(spark, lake, MEDIA).count() == len(media) == 2
+    held = media["video/mp4"]
+    assert held["content"] is None and held["pack_uri"] is not None
+    assert media["image/jpeg"]["content"] is not None and media["image/jpeg"]["pack_uri"] is None
+    assert held["size_bytes"] == len(data) and held["duration_s"] == pytest.approx(1.6)
+    assert (held["offset"], held["length"]) == (0, held["size_bytes"])
+    files = read(spark, lake, MEDIA).selectExpr("pack_uri IS NULL AS inline", "_metadata.file_path AS file")
+    assert len({(row["inline"], row["file"]) for row in files.collect()}) == 2
+    work = prepare(config.featurize)
+    with executing(
+        spark, lake, run_id="a.featurize", job="featurize", inputs=featurize.pins(spark, lake),
+        outputs=work.outputs, config_digest="d", heartbeat_s=60, expiry_s=300, progress=lambda text: None,
+    ) as run:  # fmt: skip
+        finish(spark, lake, run, featurize.run(spark, lake, config, run, work, Selection()), mlflow_run_id=None)
+    found = {
+        (row["media_id"], row["frame"]): [feature.asDict() for feature in row["features"]]
+        for row in read(spark, lake, FEATURES).collect()
+    }
+
+    [due] = work.due
+    limits = EngineSettings(
+        max_pixels=config.featurize.max_pixels, max_frames_per_video=config.featurize.max_frames_per_video
+    )
+    bytes_of = {"video/mp4": data, "image/jpeg": media["image/jpeg"]["content"]}
+    rows = [
+        {"media_id": row["media_id"], "content": bytes_of[mime], "mime": mime, "due": [due.spec.id]}
+        for mime, row in media.items()
+    ]
+    inline = results(
+        featurize_media(
+            pa.Table.from_pylist(rows, schema=MEDIA_SCHEMA).to_batches(),
+            loaded_featurizers([(due.spec, dict(due.paths), due.fingerprint)], "cpu"),
+            limits,
+        )
+    )
+    assert found == {(media_id, frame): result["features"] for (media_id, frame, _), result in inline.items()}
+    assert len(found) == 9
 
 
 def children_of(pid: int) -> set[int]:
@@ -462,7 +478,7 @@ def children_of(pid: int) -> set[int]:
     return found
 
 
-@pytest.mark.spark
+@pytest.mark.faults
 def test_a_kill_between_the_object_and_the_commit_leaves_no_row_and_the_rerun_the_same_as_an_undisturbed_run(
     spark: SparkSession, tmp_path: Path, large: Path
 ) -> None:
