@@ -19,7 +19,7 @@ Z = 1.645  # of the normal distribution, for CONFIDENCE
 COST_BYTES = 1_000_000  # decode in about as long as the default featurizers but the text's take for a picture
 # Standard deviation of the seconds of the same run repeated on a machine that others use too.
 MACHINE_SPREAD = 0.1
-PEAK_GROWTH = 1.15  # of a worker after hours over one after a minute; M1 shows 1 % between 2,000 and 10,000 pictures
+PEAK_SPREAD = 1.15  # of the largest worker between runs, and after hours over a minute (row M1: 1 %)
 PIXEL_BYTES = 2 * 3  # a picture is held as decoded and as it is being made upright or resized
 
 Stratum = tuple[bool, int]  # is it a video, and which class of size: each goes to four times the bytes of the last
@@ -132,13 +132,14 @@ class Rehearsal:
     """What the sample took: seconds of the clock, but for `media_s`, which are those of a task."""
 
     start_s: float  # once: Spark, the lake, the plan
-    around_s: float  # once: the run's row, linking, measuring, the report
+    around_s: float  # once: the run's row, linking as far as rehearsed, measuring, the report
     warm_up_s: float  # once: workers and models
     wave_s: float  # of each wave: Spark's stages, the commits
     n_tasks: int  # at once
     n_cores: int
     media_s: Mapping[Stratum, Sequence[float]]
     failed: Mapping[Stratum, Sequence[float]]  # of each media sampled, which share of its rows has an error
+    n_sources: int  # captions, titles and positions that were linked
     max_pixels: int
     peak_bytes: int  # of a worker
 
@@ -166,7 +167,7 @@ def predict(population: Population, seen: Rehearsal, *, usd_per_core_hour: float
         "warm_up": seen.warm_up_s,
         "media": total(population.n, seen.media_s) / seen.n_tasks,
         "waves": population.n_waves * seen.wave_s,
-        "link": population.n_sources * LINK_S / seen.n_cores,
+        "link": max(0, population.n_sources - seen.n_sources) * LINK_S / seen.n_cores,
         "around": seen.around_s,
     }
     seconds = sum(parts.values())
@@ -176,11 +177,12 @@ def predict(population: Population, seen: Rehearsal, *, usd_per_core_hour: float
     error_rate = total(population.n, seen.failed) / n_media
     largest = max(0, min(population.max_pixels, max_pixels) - seen.max_pixels) * PIXEL_BYTES
     n_threads = seen.n_cores // seen.n_tasks
+    peak = seen.peak_bytes
     return Prediction(
         hours=hours,
         usd=hours.times(seen.n_cores * usd_per_core_hour),
         error_rate=share(error_rate, seen.n_media, n_media),
-        peak_bytes=Estimate(seen.peak_bytes, seen.peak_bytes, seen.peak_bytes * PEAK_GROWTH + largest * n_threads),
+        peak_bytes=Estimate(peak, peak / PEAK_SPREAD, peak * PEAK_SPREAD + largest * n_threads),
         parts_s=parts,
     )
 

@@ -30,7 +30,7 @@ from jobs.session import spark_session
 from jobs.tables import grid, readable_bytes
 from jobs.tracking import Tracked
 from jobs.work import Selection, Work, media_to_plan, prepare, write_plan
-from schemas import DOCUMENTS, FEATURES, MEDIA
+from schemas import DOCUMENTS, FEATURES, MEDIA, MENTIONS
 from schemas.table import schema_ddl
 
 if TYPE_CHECKING:
@@ -244,6 +244,7 @@ def rehearsal(
         n_cores=n_cores,
         media_s={s: [by_media[one.media_id][0] * per_ms for one in each] for s, each in sample.items()},
         failed={s: [by_media[one.media_id][1] for one in each] for s, each in sample.items()},
+        n_sources=read(spark, scratch, MENTIONS).count(),
         max_pixels=max(one.pixels for each in sample.values() for one in each),
         peak_bytes=int(metrics["worker_peak_bytes"]),
     )
@@ -291,7 +292,8 @@ def show_plan(common: Common, selection: Selection, *, max_usd: float | None, ma
     if not common.as_json:
         _print_table(prediction)
     n_media, ids = sum(population.n.values()), ", ".join(one.spec.id for one in work.due)
-    summary = f"{n_media:,} media in {population.n_waves} waves by {ids}, from a sample of {seen.n_media}"
+    waves = "one wave" if population.n_waves == 1 else f"{population.n_waves} waves"
+    summary = f"{n_media:,} media in {waves} by {ids}, from a sample of {seen.n_media}"
     over = over_limit(prediction, max_usd=max_usd, max_hours=max_hours)
     return Ending(
         exit_code=REJECTED if over else FINISHED,
