@@ -100,7 +100,7 @@ def ready(variant: str) -> Due:
     from jobs.work import Due
 
     spec, paths = resolve({"mean": MEAN, "grid": GRID, "lite0": SPECS[0]}[variant])
-    return Due(spec=spec, paths=prepare(paths) if paths else {}, fingerprint=f"benchmark-{variant}")
+    return Due(spec=spec, paths=prepare(spec, paths) if paths else {}, fingerprint=f"benchmark-{variant}")
 
 
 def folder_bytes(folder: Path) -> int:

@@ -141,7 +141,7 @@ def base_task(featurizer: str) -> dict[str, object]:
         from featurizers.concept_efficientnet import NAMES, NETWORK, SPECS, prepare
         from featurizers.weights import resolve
 
-        paths = prepare(resolve(SPECS[0])[1])
+        paths = prepare(*resolve(SPECS[0]))
         task |= {"network": str(paths[NETWORK]), "names": str(paths[NAMES])}
     return task
 

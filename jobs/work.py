@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +36,8 @@ class Due:
 
     spec: FeaturizerSpec
     paths: Mapping[str, Path]
-    sha256: Mapping[str, str]  # of what stands at `paths` as the run begins: nothing else may be loaded
+    # of what stands at `paths` as the run begins: nothing else may be loaded
+    sha256: Mapping[str, str] = field(default_factory=dict)
     fingerprint: str
 
     @property
