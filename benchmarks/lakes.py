@@ -95,12 +95,13 @@ def featurize(
 def ready(variant: str) -> Due:
     """EfficientNet-`lite0` or one of the cheap featurizers, `mean` or `grid`, ready to run."""
     from benchmarks.cheap.concept_mean_colour import GRID, MEAN
-    from featurizers.concept_efficientnet import SPECS, prepare
+    from featurizers.concept_efficientnet import SPECS
+    from featurizers.spec import prepared
     from featurizers.weights import resolve
     from jobs.work import Due
 
     spec, paths = resolve({"mean": MEAN, "grid": GRID, "lite0": SPECS[0]}[variant])
-    return Due(spec=spec, paths=prepare(spec, paths) if paths else {}, fingerprint=f"benchmark-{variant}")
+    return Due(spec=spec, paths=prepared(spec, paths) if paths else {}, fingerprint=f"benchmark-{variant}")
 
 
 def folder_bytes(folder: Path) -> int:

@@ -138,10 +138,11 @@ def base_task(featurizer: str) -> dict[str, object]:
     """What every engine is told."""
     task: dict[str, object] = {"media": media_files(), "featurizer": featurizer}
     if featurizer == "lite0":
-        from featurizers.concept_efficientnet import NAMES, NETWORK, SPECS, prepare
+        from featurizers.concept_efficientnet import NAMES, NETWORK, SPECS
+        from featurizers.spec import prepared
         from featurizers.weights import resolve
 
-        paths = prepare(*resolve(SPECS[0]))
+        paths = prepared(*resolve(SPECS[0]))
         task |= {"network": str(paths[NETWORK]), "names": str(paths[NAMES])}
     return task
 

@@ -1,11 +1,17 @@
-"""A batch that does not fit into memory, for real: a process with less of it than the network wants."""
+"""A batch that does not fit into memory, for real: a process with less than the network wants; what stays loaded."""
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
+import weakref
 from pathlib import Path
+
+from featurizers.spec import find_spec, prepared
+from featurizers.weights import resolve
+from jobs.inference import loaded_featurizers
 
 ROOT = Path(__file__).parent.parent
 N_PICTURES = 64
@@ -52,3 +58,16 @@ def test_a_batch_that_memory_does_not_suffice_for_is_halved_and_every_picture_co
     assert found["failures"], "it fitted"
     assert found["sizes"][:2] == [N_PICTURES, N_PICTURES // 2]
     assert found["errors"] == [] and found["furthest"] <= 1e-4
+
+
+def test_loaded_featurizers_are_left_out_of_garbage_collection_until_they_are_let_go() -> None:
+    spec, paths = resolve(find_spec("concept_efficientnet.lite0@1"))
+    [loaded] = loaded_featurizers([(spec, prepared(spec, paths), "x")], "cpu")
+    try:
+        assert len(gc.get_objects()) < 1000
+        extract = weakref.ref(loaded.extract)
+        del loaded
+        assert loaded_featurizers([], "cpu") == []
+        assert extract() is None
+    finally:
+        gc.unfreeze()
