@@ -81,19 +81,19 @@ def test_one_run_at_a_time_writes_a_vector_space_and_another_is_refused_until_it
     started = partial(executing, spark, lake, job="featurize", **given)
     refused = partial(pytest.raises, RunRefused, match=r"a\.featurize is writing")
     with started(run_id="a.featurize", outputs={"f": "1", "g": "1"}, expiry_s=300):
-        with refused():
-            started(run_id="b.featurize", outputs={"e": "1", "g": "1"}, expiry_s=300).__enter__()
+        with refused(), started(run_id="b.featurize", outputs={"e": "1", "g": "1"}, expiry_s=300):
+            pass
         assert [row["run_id"] for row in run_rows(spark, lake)] == ["a.featurize"]
         assert run_rows(spark, lake, lease_held({"other": "1"}, expiry_s=300)) == []
         assert run_rows(spark, lake, lease_held({}, expiry_s=300)) == []
         assert len(run_rows(spark, lake, lease_held({}, expiry_s=300, one_writer=True))) == 1
         with (
             pytest.raises(ValueError, match="stop here"),
-            started(run_id="c.featurize", outputs={"f": "2"}, expiry_s=300),
-        ):  # another fingerprint
+            started(run_id="c.featurize", outputs={"f": "2"}, expiry_s=300),  # another fingerprint
+        ):
             raise ValueError("stop here")
-        with refused():  # resumed for what it did not write before
-            started(run_id="c.featurize", outputs={"f": "1"}, expiry_s=300).__enter__()
+        with refused(), started(run_id="c.featurize", outputs={"f": "1"}, expiry_s=300):
+            pass  # resumed for what it did not write before
         time.sleep(0.1)
         with started(run_id="d.featurize", outputs={"f": "1"}, expiry_s=0.05):  # a seems dead
             pass
