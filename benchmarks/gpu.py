@@ -130,7 +130,7 @@ def network(spec: FeaturizerSpec, weights: Mapping[str, Path], device: str) -> N
 
 def on_device_rate(run: Network, spec: FeaturizerSpec, *, seconds: float) -> float:
     """Images a second of the network with its inputs on the device already, from as many threads as the engine has."""
-    if not isinstance(run, FixedBatches):  # a CPU: one picture after the other, as the engine does
+    if not isinstance(run, FixedBatches):  # a CPU: one picture after the other
         picture = [grey_probe(spec)]
         return _rate(lambda: len(run(picture)[0]), seconds)
     batches = run

@@ -140,7 +140,7 @@ def spec_for(variant: str, model_uri: str, precision: str = "float32") -> Featur
         image_size=wanted.side if wanted.fit == "crop" else 0,
         fit="crop" if wanted.fit == "crop" else "native",
         short_side=wanted.short_side if wanted.fit == "crop" else 0,
-        batch_size=64,  # of a GPU, not measured; on a CPU pictures go through one at a time
+        batch_size=64,  # of a GPU, not measured; on a CPU the engine takes a few at a time
         precision=precision,
         weights=(Weights(name=MODEL, uri=model_uri, sha256=None, licence="see the model's card", source=model_uri),),
         settings=(("architecture", config.model_type), ("side", wanted.side), ("resample", wanted.resample)),

@@ -68,7 +68,7 @@ def _spec(
         # Squeezing the whole picture to 224 x 224 instead costs 6 points of top-1 on 1000 ImageNet samples.
         fit="crop",
         short_side=256,
-        batch_size=64,  # of a GPU, not measured; on a CPU pictures go through one at a time
+        batch_size=64,  # of a GPU, not measured; on a CPU the engine takes a few at a time
         weights=_WEIGHTS,
         precision=precision,
         settings=(("converter", CONVERTER), ("labels", N_LABELS), *settings),

@@ -90,9 +90,8 @@ class FixedBatches:
     """Pictures through a network in batches of one shape, by as many threads at once as call; each takes a lane.
 
     A new shape would make cuDNN look for its fastest algorithms again and a CUDA graph be captured again, so a batch
-    with fewer pictures is filled up with what the buffer held before, and what comes of that is dropped. A batch that
-    does not fit the device's memory halves the shape for good before its failure is raised: the caller is to come again
-    with half of it.
+    with fewer pictures is filled up with what the buffer held before, and what comes of that is dropped. Where the
+    shape does not fit the device's memory it is halved, for good, until it does; that one picture does not fit raises.
     """
 
     def __init__(self, open_lane: Callable[[int], Lane], size: int) -> None:
@@ -120,7 +119,7 @@ class FixedBatches:
         parts: list[list[Array]] = []
         n_done = 0
         while n_done < len(images):
-            size = self.size
+            size, lane = self.size, None
             try:
                 lane = self.lane()
                 batch = images[n_done : n_done + lane.size]
@@ -129,10 +128,13 @@ class FixedBatches:
                 lane.compute()
                 parts.append([output[: len(batch)].copy() for output in lane.receive()])
             except Exception as e:
-                if is_out_of_memory(e):
-                    self.size = min(self.size, max(1, size // 2))
-                    self._idle.clear()
-                raise
+                if size == 1 or not is_out_of_memory(e):
+                    raise
+                lane = None  # its buffers are let go before smaller ones are made
+                self.size = min(self.size, size // 2)
+                self._idle.clear()
+                release_device_memory()
+                continue
             self.give_back(lane)
             n_done += len(batch)
         return [np.concatenate(output) for output in zip(*parts, strict=True)]

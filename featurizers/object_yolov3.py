@@ -94,7 +94,7 @@ def _spec(
         image_size=SIDE_PX,
         fit="letterbox",
         letterbox_fill=128,  # as Darknet; AP50 is .514, with 114 .506, with 0 .504
-        batch_size=32,  # of a GPU, not measured; on a CPU pictures go through one at a time
+        batch_size=32,  # of a GPU, not measured; on a CPU the engine takes a few at a time
         weights=_WEIGHTS,
         precision=precision,
         settings=(

@@ -48,7 +48,7 @@ class FeaturizerSpec:
     letterbox_fill: int = 114  # "letterbox" only: grey level around the picture
     batch_size: int
     weights: tuple[Weights, ...]
-    precision: str = "float32"  # of the arithmetic: float32, float16, bfloat16, as far as the module knows them
+    precision: str = "float32"  # of the arithmetic: float32, float16, bfloat16, int8, as far as the module knows them
     settings: tuple[tuple[str, Setting], ...] = ()  # thresholds and the like, all part of the fingerprint
 
     @property

@@ -146,7 +146,10 @@ def featurize_media(
                 pool.submit(_decode, media, specs, settings, decoded)
             if not n_reading:
                 with times.spent_on("infer_s"):
-                    completed = [row for station in stations.values() for row in _run(station, wait=True)]
+                    completed = []
+                    for station in stations.values():
+                        completed += _run(station, wait=True)
+                        watch.moved()
             else:
                 with times.spent_on("wait_s"):
                     item = decoded.get()

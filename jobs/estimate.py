@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.mentions import LINK_S
-
+LINK_S = 0.006  # of one core, for one caption, title or position
 CONFIDENCE = 0.9  # share of the plans whose interval is to hold the true figure
 MIN_SAMPLED = 4  # of a stratum, where it has as many: the spread of fewer says next to nothing
 N_DRAWS = 2000  # of the bootstrap: the ends of the interval then vary by about 1 % of it
@@ -118,6 +117,7 @@ class Population:
 
     n: Mapping[Stratum, int]
     size_bytes: Mapping[Stratum, int]
+    inline_bytes: int  # of all, those that are not held by reference
     max_pixels: int
     n_waves: int
     n_sources: int  # captions, titles and positions

@@ -122,7 +122,7 @@ def n_partitions(files: Sequence[MediaFile], *, cores: int, n_gpus: int) -> int:
     n_media, size_bytes = sum(f.n_media for f in files), sum(f.size_bytes for f in files)
     if n_gpus:
         return min(n_media, n_gpus * math.ceil(size_bytes / (n_gpus * GPU_PARTITION_BYTES)) or 1)
-    return max(min(n_media, TASKS_PER_CORE * cores), math.ceil(size_bytes / PARTITION_BYTES))
+    return max(1, min(n_media, max(TASKS_PER_CORE * cores, math.ceil(size_bytes / PARTITION_BYTES))))
 
 
 class WaveIncomplete(RuntimeError):
@@ -178,7 +178,10 @@ def features_files(staged: DataFrame, due: Sequence[Due], *, staged_bytes: int) 
     if staged_bytes <= FEATURES_FILE_BYTES:
         return {one.spec.id: 1 for one in due}
     found = staged.select(F.explode("results").alias("r")).groupBy("r.featurizer")
-    counts = {row[0]: row[1] for row in found.agg(F.sum(F.size("r.features"))).collect()}
+    counts = {
+        row[0]: row[1]
+        for row in found.agg(F.sum(F.expr("size(filter(r.features, f -> f.vector IS NOT NULL))"))).collect()
+    }
     return {
         one.spec.id: max(1, math.ceil((counts.get(one.spec.id) or 0) * 4 * one.spec.dim / FEATURES_FILE_BYTES))
         for one in due

@@ -175,7 +175,9 @@ def loaded_featurizers(
             module = featurizer_module(spec.family)
             extract, lanes = module.load(spec, weights, device), getattr(module, "GPU_LANES", 1)
             if device == "cpu":
-                spec, lanes = replace(spec, batch_size=min(spec.batch_size, CPU_BATCH_SIZE)), 1
+                # Pictures of their own sizes gain nothing together, and a dense page takes the text reader a minute.
+                size = 1 if spec.fit == "native" else min(spec.batch_size, CPU_BATCH_SIZE)
+                spec, lanes = replace(spec, batch_size=size), 1
             _LOADED[fingerprint, device] = Loaded(spec=spec, fingerprint=fingerprint, extract=extract, lanes=lanes)
             fit(np.full((64, 64, 3), 128, np.uint8), spec)  # loads what every picture needs
     # Spark's daemon collects garbage after each task, which takes 0.3 s over the objects of PyTorch and the default

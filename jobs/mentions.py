@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from featurizers.linking import Linker, feature_row, load_linker, mention_features
+from featurizers.weights import check_unchanged
 from jobs.commit import commit_wave, last_transaction
 from jobs.lake import Lake, append, read, version
 from jobs.runs import Run
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from jobs.work import Due
 
-LINK_S = 0.006  # of one core, for one caption, title or position
 ROWS_PER_PARTITION = 5_000  # about half a minute of linking on one core
 
 SOURCES = pa.schema(
@@ -104,8 +104,11 @@ def write_mentions(spark: SparkSession, lake: Lake, linker: Due, run: Run) -> in
     from pyspark.sql import functions as F
 
     weights = dict(linker.paths)
+    checked = [(linker.paths[name], sha256) for name, sha256 in linker.sha256.items()]
 
     def link(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for path, sha256 in checked:
+            check_unchanged(path, sha256)
         return link_batches(batches, weights)
 
     due = due_sources(spark, lake, linker, run.inputs)

@@ -57,16 +57,19 @@ Sample = Mapping[Stratum, Sequence[Candidate]]
 
 
 def describe(spark: SparkSession, lake: Lake, plan: DataFrame, run: Run) -> DataFrame:
-    """The plan with the stratum and the pixels of each media: columns is_video, size_class, pixels."""
+    """The plan with the stratum of each media, its pixels and its bytes in its row: columns is_video, size_class,
+    pixels, inline_bytes."""
     from pyspark.sql import functions as F
 
-    facts = read(spark, lake, MEDIA, version=run.inputs[MEDIA.name]).select("media_id", "mime", "width", "height")
+    facts = read(spark, lake, MEDIA, version=run.inputs[MEDIA.name])
+    facts = facts.select("media_id", "mime", "width", "height", "pack_uri")
     pixels = F.coalesce(F.col("width").cast("bigint") * F.col("height"), F.lit(0))
     return plan.join(facts, on="media_id", how="inner").select(
         *plan.columns,
         F.coalesce(F.col("mime").isin(sorted(VIDEO_FORMAT)), F.lit(False)).alias("is_video"),
         F.floor(F.floor(F.log2(F.greatest("size_bytes", F.lit(1)))) / 2).cast("int").alias("size_class"),
         pixels.alias("pixels"),
+        F.when(F.col("pack_uri").isNull(), F.col("size_bytes")).otherwise(0).alias("inline_bytes"),
     )
 
 
@@ -77,13 +80,17 @@ def count_due(
     from pyspark.sql import functions as F
 
     found = described.groupBy("is_video", "size_class").agg(
-        F.count("*").alias("n"), F.sum("size_bytes").alias("size_bytes"), F.max("pixels").alias("pixels")
+        F.count("*").alias("n"),
+        F.sum("size_bytes").alias("size_bytes"),
+        F.sum("inline_bytes").alias("inline_bytes"),
+        F.max("pixels").alias("pixels"),
     )
     rows = {(row.is_video, row.size_class): row for row in found.collect()}
     linker = work.linker if whole else None
     return Population(
         n={s: row.n for s, row in rows.items()},
         size_bytes={s: row.size_bytes for s, row in rows.items()},
+        inline_bytes=sum(row.inline_bytes for row in rows.values()),
         max_pixels=max((row.pixels for row in rows.values()), default=0),
         n_waves=len(featurize.plan_waves(described, config.featurize)),
         n_sources=due_sources(spark, lake, linker, run.inputs).count() if linker is not None else 0,
@@ -94,15 +101,19 @@ def candidates(described: DataFrame, most: Mapping[Stratum, int]) -> Sample:
     """The media that a sample is taken from, at most so many of a stratum, first come first.
 
     The order is that of the digest's last digits, so that it is the same every time, by chance, and has nothing to do
-    with `--sample` and `--limit`, which go by the first. They are from SAMPLE_FILES files, chosen by their names'
-    digests, where there are more: what differs between files is then in the sample only as far as those differ.
+    with `--sample` and `--limit`, which go by the first. Those of a stratum are from SAMPLE_FILES files, chosen by
+    their names' digests, where there are more: what differs between files is then in the sample only as far as those
+    differ.
     """
     from pyspark.sql import Window
     from pyspark.sql import functions as F
 
-    names = described.select("file").distinct().orderBy(F.xxhash64("file")).limit(SAMPLE_FILES)
-    place = F.row_number().over(Window.partitionBy("is_video", "size_class").orderBy(F.substring("media_id", 33, 32)))
-    ranked = described.where(F.col("file").isin([r.file for r in names.collect()])).withColumn("place", place)
+    stratum_of = Window.partitionBy("is_video", "size_class")
+    files = described.select("is_video", "size_class", "file").distinct()
+    files = files.withColumn("file_place", F.row_number().over(stratum_of.orderBy(F.xxhash64("file"))))
+    few = F.broadcast(files.where(F.col("file_place") <= SAMPLE_FILES))
+    place = F.row_number().over(stratum_of.orderBy(F.substring("media_id", 33, 32)))
+    ranked = described.join(few, on=["is_video", "size_class", "file"], how="left_semi").withColumn("place", place)
     rows = ranked.where(F.col("place") <= max(most.values())).orderBy("place")
     found: dict[Stratum, list[Candidate]] = {}
     for row in rows.select("is_video", "size_class", "media_id", "pixels").collect():
@@ -214,8 +225,9 @@ def rehearsal(
     n_cores = spark.sparkContext.defaultParallelism
     n_tasks = max(1, n_cores // int(spark.conf.get("spark.task.cpus", "1") or 1))
     guessed = population.guessed_cost(config.featurize.max_frames_per_video)
-    mean_bytes = sum(population.size_bytes.values()) / sum(population.n.values())
-    there = candidates(described, allocate(population.n, guessed, int(min(MAX_SAMPLE, MAX_SAMPLE_BYTES / mean_bytes))))
+    copied_bytes = max(1.0, population.inline_bytes / sum(population.n.values()))  # of a media: references are small
+    most_copied = int(min(MAX_SAMPLE, MAX_SAMPLE_BYTES / copied_bytes))
+    there = candidates(described, allocate(population.n, guessed, most_copied))
 
     def chosen(n: int) -> Sample:
         return {s: there[s][:k] for s, k in allocate(population.n, guessed, n).items() if s in there}
@@ -256,7 +268,7 @@ def rehearsal(
 def show_plan(common: Common, selection: Selection, *, max_usd: float | None, max_hours: float | None) -> Ending:
     """Print what the run would take; REJECTED where the upper end of an interval is above its limit."""
     config = common.config
-    work = prepare(config.featurize)
+    work = prepare(config.featurize, on_gpus=config.spark.gpus > 0)
     progress = Progress(live=not (common.as_json or common.debug))
     began = time.monotonic()
     with progress.shown():

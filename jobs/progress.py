@@ -66,7 +66,8 @@ class Progress:
         self._print(text)
 
     def _now(self) -> str:
-        return self._text if isinstance(self._text, str) else self._text()
+        text = self._text  # another thread may begin a phase meanwhile
+        return text if isinstance(text, str) else text()
 
     def _print(self, text: str) -> None:
         self._console.print(f"{time.monotonic() - self._began:7.1f} s  {text}", soft_wrap=True, markup=False)

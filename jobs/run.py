@@ -47,7 +47,7 @@ def prepare(name: str, config: Config, selection: Selection) -> Prepared:
             name=name, outputs={}, pins=crawl.pins, run=lambda spark, lake, run: crawl.run(spark, lake, config, run)
         )
     if name == "featurize":
-        work = prepare_work(config.featurize)
+        work = prepare_work(config.featurize, on_gpus=config.spark.gpus > 0)
         return Prepared(
             name=name,
             outputs=work.outputs,

@@ -173,18 +173,17 @@ def settings(config: Spark) -> dict[str, str]:
         # Plans of a few small tasks: a wave's commits took 10.7 s with adaptive execution and 8.9 s without.
         chosen["spark.sql.adaptive.enabled"] = "false"
     if config.gpus:
-        chosen |= gpu_settings(config)
+        chosen |= gpu_settings(config, cores)
     return chosen | config.settings
 
 
-def gpu_settings(config: Spark) -> dict[str, str]:
+def gpu_settings(config: Spark, cores: int | None) -> dict[str, str]:
     """One executor and one task at a time for each of `config.gpus`; a task has all cores of its executor.
 
-    Spark's local mode knows no GPUs, so a local master becomes a cluster of one worker on this machine, its GPUs found
-    by nvidia-smi. On a cluster the administrator says how they are found. Raises SessionError where the cores of an
-    executor are not known.
+    cores: of a local master. Spark's local mode knows no GPUs, so it becomes a cluster of one worker on this machine,
+    its GPUs found by nvidia-smi. None on a cluster, whose administrator says how they are found. Raises SessionError
+    where the cores of an executor are not known.
     """
-    cores = local_cores(config.master)
     per_gpu = str(max(1, cores // config.gpus)) if cores is not None else config.settings.get("spark.executor.cores")
     if per_gpu is None:
         raise SessionError(
@@ -201,12 +200,18 @@ def gpu_settings(config: Spark) -> dict[str, str]:
     if cores is not None:
         chosen |= {
             "spark.master": f"local-cluster[1,{int(per_gpu) * config.gpus},{EXECUTOR_MIB * config.gpus}]",
+            "spark.task.maxFailures": "2",  # as `local[*,2]` has it
             "spark.executor.memory": f"{EXECUTOR_MIB}m",
             "spark.executor.extraJavaOptions": " ".join(LOCAL_JAVA_OPTIONS),
             "spark.worker.resource.gpu.amount": str(config.gpus),
             "spark.worker.resource.gpu.discoveryScript": str(Path(__file__).with_name("find_gpus.sh")),
         }
     return chosen
+
+
+def submitted_settings(config: Spark) -> dict[str, str]:
+    """What is set on top of the settings that `spark-submit` was given, whose master stands."""
+    return EVERYWHERE | (gpu_settings(config, None) if config.gpus else {}) | config.settings
 
 
 def spark_session(config: Spark, app_name: str) -> SparkSession:
@@ -219,7 +224,7 @@ def spark_session(config: Spark, app_name: str) -> SparkSession:
     from pyspark.sql import SparkSession
 
     if "PYSPARK_GATEWAY_PORT" in os.environ:
-        chosen = EVERYWHERE | (gpu_settings(config) if config.gpus else {}) | config.settings
+        chosen = submitted_settings(config)
     else:
         check_java()
         chosen = settings(config)

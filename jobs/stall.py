@@ -14,7 +14,7 @@ from typing import TypeVar
 T = TypeVar("T")
 STDERR = 2
 REARM_SHARE = 0.1  # of the limit: to arm starts a thread, .2 ms, which is not paid for every picture
-_OURS = re.compile(r"jobs/(engine|inference)\.py")
+_OURS = re.compile(r"jobs/(engine|inference|featurize)\.py")
 _FRAME = re.compile(r'File "([^"]+)", line (\d+) in (\S+)')
 
 

@@ -85,10 +85,10 @@ class Work:
         return {one.spec.id: one.fingerprint for one in (*self.due, *([self.linker] if self.linker else []))}
 
 
-def prepare(config: Featurize) -> Work:
+def prepare(config: Featurize, *, on_gpus: bool = False) -> Work:
     """The configured featurizers and linker with their weights fetched and converted.
 
-    Raises ConfigError, UnknownFeaturizer, WeightsError, CatalogueError.
+    Raises ConfigError, also for one that no GPU can run, UnknownFeaturizer, WeightsError, CatalogueError.
     """
     if not config.featurizers:
         raise ConfigError("featurize.featurizers is empty; name at least one, such as concept_efficientnet.lite0@1")
@@ -109,6 +109,10 @@ def prepare(config: Featurize) -> Work:
 
     sampling = f"key_frames@2:{config.max_frames_per_video}"  # @2: spread by the container's index, in decoding order
     specs = [configured_spec(featurizer_id, config) for featurizer_id in dict.fromkeys(config.featurizers)]
+    if on_gpus and (integers := [spec.id for spec in specs if spec.precision == "int8"]):
+        raise ConfigError(
+            f"{', '.join(integers)} runs on CPUs only; set spark.gpus=0, or take a float32 or fp16 variant"
+        )
     return Work(
         due=[ready(spec, decode_profile=config.decode_profile, sampling=sampling) for spec in specs],
         linker=ready(LINKER_SPEC, decode_profile="none", sampling="none") if config.link_captions else None,

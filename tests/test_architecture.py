@@ -29,7 +29,6 @@ UNKNOWN_TO = {  # what a folder does not import at all, not even inside a functi
 HEAVY = {"torch", "onnxruntime", "transformers", "pyspark", "mlflow", "great_expectations", "av", "PIL"}
 ABOUT = {  # modules that are about a heavy package, which they may import at their top
     "featurizers/decode.py": {"PIL"},
-    "featurizers/probe.py": {"PIL", "av"},
     "featurizers/video.py": {"av"},
     "jobs/sample_clips.py": {"PIL", "av"},
     "jobs/sample_pictures.py": {"PIL"},

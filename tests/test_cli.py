@@ -84,6 +84,10 @@ def test_the_version_is_the_installed_one(capsys: pytest.CaptureFixture[str]) ->
         (["crawl"], "crawl.sources is empty"),
         (["featurize", "--featurizer", "object_yolov9.x@1"], "object_yolov9.x@1"),
         (["featurize", "--set", "featurize.lease_expiry_s=10"], "lease_expiry_s is 10, allowed: at least 3 heartbeats"),
+        (
+            ["featurize", "--featurizer", "object_yolov3.tiny_int8@1", "--set", "spark.gpus=1"],
+            "object_yolov3.tiny_int8@1 runs on CPUs only; set spark.gpus=0",
+        ),
         (["run", "{tmp}/broken.yaml"], "broken.yaml is not YAML: "),
         (["run", "{tmp}/latin.yaml"], "latin.yaml is not UTF-8"),
         (["tables", "--lake", "{tmp}/a-file"], "is a file, a folder is needed"),

@@ -81,4 +81,4 @@ def test_the_interval_of_a_share_holds_the_truth_and_is_open_where_none_was_seen
         held.append(found.low <= failed.mean() <= found.high)
     assert CONFIDENCE - 0.08 <= np.mean(held) <= CONFIDENCE + 0.08
     assert share(0.0, 60, 5000).high == pytest.approx(0.043, abs=0.005)
-    assert share(0.25, 8, 8) == share(0.25, 8, 8).times(1) and share(0.25, 8, 8).low == share(0.25, 8, 8).high
+    assert share(0.25, 8, 8).low == share(0.25, 8, 8).point == share(0.25, 8, 8).high == 0.25

@@ -104,6 +104,7 @@ def test_a_task_decodes_with_as_many_threads_as_it_has_cores_and_infers_two_batc
         (1000, 10, 4, 0, 32),  # small tasks for CPUs
         (10, 10, 4, 0, 10),
         (1000, 3200, 4, 0, 100),
+        (100, 51200, 4, 0, 100),  # videos by reference: no task without any
         (1000, 10, 16, 2, 2),  # one long one for each GPU
         (1000, 1025, 16, 2, 4),  # as many for each
         (1000, 0, 16, 2, 1),

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from jobs.cli import app
-from jobs.estimate import Estimate, Population, Prediction, Rehearsal, over_limit, predict
+from jobs.estimate import LINK_S, Estimate, Population, Prediction, Rehearsal, over_limit, predict
 from jobs.lake import open_lake
-from jobs.mentions import LINK_S
+from jobs.plan import SAMPLE_FILES, candidates
 from tests.test_featurize import add_media, jpeg
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ IMAGE, VIDEO = (False, 8), (True, 10)
 DUE = Population(
     n={IMAGE: 9000, VIDEO: 1000},
     size_bytes={IMAGE: 9000 * 100_000, VIDEO: 1000 * 2_000_000},
+    inline_bytes=9000 * 100_000,
     max_pixels=12_000_000,
     n_waves=5,
     n_sources=1000,
@@ -97,6 +98,21 @@ def contents(folder: Path) -> dict[str, str]:
     """Every file below `folder` with the digest of its bytes."""
     files = [p for p in sorted(folder.rglob("*")) if p.is_file()]
     return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+@pytest.mark.spark
+def test_media_that_are_in_few_files_of_their_own_are_sampled_among_those_of_many_files(spark: SparkSession) -> None:
+    def media(file: str, number: int, *stratum: Any) -> tuple[Any, ...]:
+        return hashlib.sha256(f"{file}{number}".encode()).hexdigest(), file, 1000, *stratum
+
+    files = [media(f"inline-{i}", n, *IMAGE) for i in range(5 * SAMPLE_FILES) for n in range(2)]
+    files += [media("references", n, *VIDEO) for n in range(6)]
+    described = spark.createDataFrame(
+        files, "media_id STRING, file STRING, pixels BIGINT, is_video BOOLEAN, size_class INT"
+    )
+    found = candidates(described, {IMAGE: 100, VIDEO: 4})
+    assert len(found[VIDEO]) == 4 and len(found[IMAGE]) == 2 * SAMPLE_FILES
+    assert candidates(described, {IMAGE: 100, VIDEO: 4}) == found
 
 
 @pytest.mark.spark

@@ -11,7 +11,17 @@ import pytest
 
 import jobs.session
 from jobs.config import Spark
-from jobs.session import DELTA_JARS, SessionError, check_java, cpus_per_task, jars, local_cores, memory_bytes, settings
+from jobs.session import (
+    DELTA_JARS,
+    SessionError,
+    check_java,
+    cpus_per_task,
+    jars,
+    local_cores,
+    memory_bytes,
+    settings,
+    submitted_settings,
+)
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -157,6 +167,14 @@ def test_each_gpu_of_a_cluster_has_a_task_with_the_cores_that_its_executor_is_sa
     assert "spark.worker.resource.gpu.amount" not in chosen
     with pytest.raises(SessionError, match=r"^spark.gpus is 8: .* spark.settings: \{spark.executor.cores"):
         settings(Spark(master=cluster, gpus=8))
+
+
+def test_the_master_that_spark_submit_was_given_stands_with_gpus_too() -> None:
+    chosen = submitted_settings(Spark(gpus=2, settings={"spark.executor.cores": "12"}))
+    assert "spark.master" not in chosen and chosen["spark.task.cpus"] == "12"
+    assert chosen["spark.task.resource.gpu.amount"] == "1"
+    with pytest.raises(SessionError, match=r"^spark.gpus is 2: "):
+        submitted_settings(Spark(gpus=2))
 
 
 def test_the_gpus_of_a_machine_are_told_to_spark_as_nvidia_smi_lists_them(
