@@ -21,6 +21,7 @@ class MatchedClass:
     """Detections and labelled boxes of one class in n images, D detections at T thresholds of overlap."""
 
     image: NDArray[np.int64]  # (D,) best first
+    score: NDArray[np.float64]  # (D,)
     is_hit: NDArray[np.bool_]  # (T, D)
     is_ignored: NDArray[np.bool_]  # (T, D) neither a hit nor a miss: matched to a crowd
     n_labelled: NDArray[np.float64]  # (n,) boxes to be found in each image
@@ -71,7 +72,7 @@ def _matched(
     n_labelled = np.zeros(n_images)
     for i, one in there:
         n_labelled[i] = np.count_nonzero(np.asarray(one["gtIgnore"]) == 0)
-    return MatchedClass(image.astype(np.int64), hit & ~ignored, ignored, n_labelled)
+    return MatchedClass(image.astype(np.int64), scores[order], hit & ~ignored, ignored, n_labelled)
 
 
 def average_precision(matched: MatchedClass, weights: NDArray[np.float64]) -> NDArray[np.float64]:

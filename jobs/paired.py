@@ -70,11 +70,15 @@ def mean_metric(baseline: NDArray[np.float64], candidate: NDArray[np.float64]) -
     return mean
 
 
-def compare(metric: Metric, n_items: int, *, seed: int, n_resamples: int = N_RESAMPLES) -> Difference:
+def compare(
+    metric: Metric, n_items: int, *, seed: int, n_resamples: int = N_RESAMPLES, exchangeable: bool = True
+) -> Difference:
     """The difference of two variants on `n_items` items; equal seeds give equal answers.
 
     Items are resampled with both answers together (the pairing), and the p-value exchanges the two answers of an item
-    at random, which changes nothing in distribution where the variants are equal.
+    at random, which changes nothing in distribution where the variants are equal. Where answers of different items
+    belong together, as the similarities of pairs do, they are not `exchangeable` one by one: the p-value is then the
+    level at which the interval begins to hold 0.
     """
     random = np.random.default_rng(seed)
     everything = np.ones((1, n_items))
@@ -93,19 +97,23 @@ def compare(metric: Metric, n_items: int, *, seed: int, n_resamples: int = N_RES
     draws = _in_chunks(resampled, n_resamples, n_items)
     draws = np.sort(draws[~np.isnan(draws)])
     left_out = _in_chunks_of_rows(lambda rows: np.subtract(*_both(metric, rows)[::-1]), n_items)
-    under_null = _in_chunks(exchanged, n_resamples, n_items)
-    tolerance = 1e-12 * max(1.0, abs(observed))
-    more_extreme = np.sum(np.abs(under_null) >= abs(observed) - tolerance)
+    bias, acceleration = _bias(draws, observed), _acceleration(left_out)
+    if exchangeable:
+        under_null = _in_chunks(exchanged, n_resamples, n_items)
+        tolerance = 1e-12 * max(1.0, abs(observed))
+        p_value = float((1 + np.sum(np.abs(under_null) >= abs(observed) - tolerance)) / (1 + n_resamples))
+    else:
+        p_value = _level_of_zero(draws, bias, acceleration, n_items)
     return Difference(
         n_items=n_items,
         baseline=baseline,
         candidate=candidate,
         difference=observed,
         standard_error=float(np.std(draws, ddof=1)),
-        p_value=float((1 + more_extreme) / (1 + n_resamples)),
+        p_value=p_value,
         draws=draws,
-        bias=_bias(draws, observed),
-        acceleration=_acceleration(left_out),
+        bias=bias,
+        acceleration=acceleration,
     )
 
 
@@ -141,6 +149,16 @@ def _bias(draws: NDArray[np.float64], observed: float) -> float:
 
     below = (np.sum(draws < observed) + 0.5 * np.sum(draws == observed)) / len(draws)
     return float(norm.ppf(np.clip(below, 1 / (2 * len(draws)), 1 - 1 / (2 * len(draws)))))
+
+
+def _level_of_zero(draws: NDArray[np.float64], bias: float, acceleration: float, n_items: int) -> float:
+    """1 - the confidence of the widest BCa interval that does not hold 0."""
+    from scipy.stats import norm, t
+
+    below = (np.sum(draws < 0) + 0.5 * np.sum(draws == 0)) / len(draws)
+    away = norm.ppf(np.clip(below, 1 / (2 * len(draws)), 1 - 1 / (2 * len(draws)))) - bias
+    z = away / (1 + acceleration * away) - bias
+    return float(2 * t.sf(abs(z) / np.sqrt(n_items / (n_items - 1)), n_items - 1))
 
 
 def _acceleration(left_out: NDArray[np.float64]) -> float:

@@ -23,7 +23,7 @@ GOLDEN = Table(
             column(
                 "boxes",
                 BOXES_TYPE,
-                "every object: label, box (x0, y0, x1, y1 as fractions of the upright frame), is_crowd (several in one)",
+                "every object: label, box (x0, y0, x1, y1 as fractions of the upright frame), is_crowd (many in one)",
                 null="not labelled with boxes",
             ),
             column("query", pa.string(), "text that is searched for", null="not a query"),
