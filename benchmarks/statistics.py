@@ -154,7 +154,8 @@ def main(arguments: list[str]) -> int:
     """Print a table of rates."""
     runs = int(arguments[0]) if arguments else RUNS
     print(
-        "| metric | runs | A/A told apart | A/A coverage | A/B coverage | A/B told apart |\n|---|---:|---:|---:|---:|---:|"
+        "| metric | runs | A/A told apart | A/A coverage | A/B coverage | A/B told apart |\n"
+        "|---|---:|---:|---:|---:|---:|"
     )
     with ProcessPoolExecutor(2) as pool:
         for kind in KINDS:
