@@ -113,8 +113,9 @@ def _finish(command: str, debug: bool, as_json: bool, action: Callable[[], Endin
     try:
         outcome = action()
     except KeyboardInterrupt as e:
-        message = "interrupted; the same --run-id resumes it"
-        outcome = Ending(exit_code=WORTH_RETRYING, message=message, facts=run_of(e))
+        begun = run_of(e)  # a plan, say, has nothing that could be resumed
+        message = "interrupted; the same --run-id resumes it" if begun else "interrupted"
+        outcome = Ending(exit_code=WORTH_RETRYING, message=message, facts=begun)
     except Exception as e:
         if debug:
             traceback.print_exc()
