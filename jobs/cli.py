@@ -108,7 +108,7 @@ def one_line(error: BaseException) -> str:
     return raised[-1] if type(error).__name__ == "PythonException" and raised else lines[0]
 
 
-def _finish(command: str, debug: bool, as_json: bool, action: Callable[[], Ending]) -> None:
+def conclude(command: str, debug: bool, as_json: bool, action: Callable[[], Ending]) -> None:
     """Run `action`; whatever happens ends as one message and an exit code."""
     try:
         outcome = action()
@@ -182,7 +182,7 @@ def crawl(
 
         return run_jobs(_common(lake, conf, set_, run_id, json_, debug), ["crawl"])
 
-    _finish("crawl", debug, json_, action)
+    conclude("crawl", debug, json_, action)
 
 
 @app.command()
@@ -203,7 +203,7 @@ def featurize(
         selection = Selection(full=full, retry_errors=retry_errors, limit=limit, where=where, sample=sample)
         return run_jobs(common, ["featurize"], selection=selection)
 
-    _finish("featurize", debug, json_, action)
+    conclude("featurize", debug, json_, action)
 
 
 @app.command()
@@ -230,7 +230,7 @@ def plan(
         selection = Selection(full=full, retry_errors=retry_errors, limit=limit, where=where, sample=sample)
         return show_plan(common, selection, max_usd=max_usd, max_hours=max_hours)
 
-    _finish("plan", debug, json_, action)
+    conclude("plan", debug, json_, action)
 
 
 @app.command()
@@ -247,7 +247,7 @@ def check(
         common = _common(lake, conf, set_, run_id, json_, debug)
         return run_jobs(common, ["check"]) if discard is None else discard_run(common, discard)
 
-    _finish("check", debug, json_, action)
+    conclude("check", debug, json_, action)
 
 
 @app.command()
@@ -263,7 +263,7 @@ def run(
 
         return run_jobs(_common(lake, [*(conf or []), file], set_, run_id, json_, debug), PIPELINE)
 
-    _finish("run", debug, json_, action)
+    conclude("run", debug, json_, action)
 
 
 @app.command()
@@ -283,7 +283,7 @@ def demo(
             overrides = demo_overrides(sample, base_url)
             return run_jobs(_common(lake, conf, set_, run_id, json_, debug, **overrides), PIPELINE)
 
-    _finish("demo", debug, json_, action)
+    conclude("demo", debug, json_, action)
 
 
 @app.command()
@@ -298,7 +298,7 @@ def tables(
 
         return show_tables(_common(lake, conf, set_, None, json_, debug))
 
-    _finish("tables", debug, json_, action)
+    conclude("tables", debug, json_, action)
 
 
 def main() -> None:

@@ -7,11 +7,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import typer
 
 from featurizers.catalogue import CatalogueError
 from featurizers.spec import UnknownFeaturizer
 from featurizers.weights import WeightsError, WeightsUnreachable
-from jobs.cli import app, exit_code_of, one_line, run_of
+from jobs.cli import Ending, app, conclude, exit_code_of, one_line, run_of
 from jobs.config import ConfigError
 from jobs.lake import LakeError
 from jobs.runs import RunPublished, RunRefused, RunTakenOver
@@ -69,6 +70,24 @@ def test_a_failed_run_names_the_id_under_which_it_is_resumed() -> None:
     assert run_of(error) == {}
     error.add_note("run_id=abc")
     assert run_of(error) == {"run_id": "abc"}
+
+
+@pytest.mark.parametrize(
+    ("note", "said"), [("run_id=abc", "; the same --run-id resumes it (--run-id abc)"), (None, "")]
+)
+def test_an_interruption_promises_a_resumption_only_of_a_run_that_began(
+    note: str | None, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted() -> Ending:
+        error = KeyboardInterrupt()
+        if note is not None:
+            error.add_note(note)
+        raise error
+
+    with pytest.raises(typer.Exit) as ended:
+        conclude("plan", debug=False, as_json=False, action=interrupted)
+    assert ended.value.exit_code == 1
+    assert capsys.readouterr().err == f"lakelens plan: interrupted{said}\n"
 
 
 def test_the_version_is_the_installed_one(capsys: pytest.CaptureFixture[str]) -> None:
