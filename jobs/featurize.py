@@ -19,6 +19,7 @@ from jobs.lake import Lake, append, read, sql_text, version
 from jobs.mentions import write_mentions
 from jobs.progress import media_line
 from jobs.runs import JobResult, Run
+from jobs.session import keep_zip_listings
 from jobs.stage_times import Added, StageTimes, stage_metrics, verdict
 from jobs.staged import STAGED
 from jobs.stall import naming_stalls, watched
@@ -99,6 +100,7 @@ def featurized(
             for path, sha256 in checked:
                 check_unchanged(path, sha256)
             featurizers = loaded_featurizers(described, task_device())
+            keep_zip_listings()
         yield from featurize_media(batches, featurizers, settings, times=times)
         times.peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RUSAGE_BYTES
         if stages is not None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
+import zipfile
+import zipimport
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +20,7 @@ from jobs.session import (
     check_java,
     cpus_per_task,
     jars,
+    keep_zip_listings,
     local_cores,
     memory_bytes,
     settings,
@@ -219,3 +223,24 @@ def test_a_worker_uses_this_python_and_one_thread_for_each_core_of_its_task(spar
         return sys.executable, os.environ.get("OMP_NUM_THREADS")
 
     assert spark.sparkContext.parallelize([0], 1).map(look).collect() == [(sys.executable, "1")]
+
+
+def test_a_worker_lists_the_zips_on_its_path_once_and_still_imports_from_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "code.zip"
+    with zipfile.ZipFile(path, "w") as code:
+        code.writestr("module_one_of_a_zip.py", "")
+        code.writestr("module_two_of_a_zip.py", "")
+    monkeypatch.syspath_prepend(str(path))
+    importlib.import_module("module_one_of_a_zip")
+    listed = []
+    read = zipimport._read_directory  # type: ignore[attr-defined]
+    monkeypatch.setattr(zipimport, "_read_directory", lambda archive: listed.append(archive) or read(archive))
+    importlib.invalidate_caches()
+    assert str(path) in listed
+    listed.clear()
+    keep_zip_listings()
+    importlib.invalidate_caches()
+    assert not listed
+    assert importlib.import_module("module_two_of_a_zip").__file__ == f"{path}/module_two_of_a_zip.py"
