@@ -1,6 +1,6 @@
 """A bare loop in one process: read Parquet, decode with our decoder, infer. No engine at all.
 
-`pattern` "": picture by picture; "batched": as many at a time as our engine takes.
+`pattern` "": picture by picture; "same": as many at a time as our engine takes, and the thumbnails that it makes.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from collections.abc import Mapping, Sequence
 
 import pyarrow.dataset
 
-from benchmarks.engines.models import fused
+from benchmarks.engines.models import fused, with_thumbnails
 from benchmarks.engines.serve import Run, Task, serve
 from jobs.inference import CPU_BATCH_SIZE
 
 
 def build(task: Task) -> tuple[Run, Mapping[str, str]]:
     """The loop over all files."""
-    featurize = fused(task)
-    size = CPU_BATCH_SIZE if task["pattern"] == "batched" else 1
+    same = task["pattern"] == "same"
+    featurize, size = (with_thumbnails(task), CPU_BATCH_SIZE) if same else (fused(task), 1)
 
     def run(files: Sequence[str], collect: bool) -> Mapping[str, str]:
         found: dict[str, str] = {}
