@@ -6,6 +6,7 @@ import io
 import random
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 
 import av
 import numpy as np
@@ -70,6 +71,18 @@ def test_every_key_frame_comes_with_its_time_and_its_pixels(kind: str, codec: st
         assert image[24, 10, 0] > 200
 
 
+def index_in_front(data: bytes, tmp_path: Path) -> bytes:
+    """The same clip with its index before its frames; FFmpeg opens the file again for that, so it is one."""
+    path = tmp_path / "clip.mp4"
+    with av.open(io.BytesIO(data)) as there, av.open(str(path), "w", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream_from_template(there.streams.video[0])
+        for packet in there.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                container.mux(packet)
+    return path.read_bytes()
+
+
 @pytest.mark.parametrize("rotation", [0, 90, -90, 180])
 def test_a_turned_video_is_turned_upright_and_probed_upright(rotation: int) -> None:
     data = clip(rotation=rotation)
@@ -94,11 +107,16 @@ def test_times_are_chosen_nearest_to_evenly_spaced_points_each_at_most_once() ->
     assert spread([0, 40, 100], 1) == [40]
 
 
-def test_a_video_cut_in_the_middle_keeps_the_key_frames_before_the_cut() -> None:
-    data = clip(options={"movflags": "frag_keyframe+empty_moov"})
-    whole = decoded(data)
-    cut = decoded(data[: len(data) * 3 // 4])
-    assert 0 < len(cut) < len(whole)
+@pytest.mark.parametrize("index, kept", [("in parts", 0.75), ("in front", 0.9)])
+def test_a_cut_video_keeps_the_key_frames_before_the_cut(index: str, kept: float, tmp_path: Path) -> None:
+    if index == "in parts":
+        data = clip(options={"movflags": "frag_keyframe+empty_moov"})
+    else:
+        data = index_in_front(clip(), tmp_path)
+    whole, cut_data = decoded(data), data[: int(len(data) * kept)]
+    cut = decoded(cut_data)
+    assert 1 < len(cut) < len(whole)
+    assert [at_ms for at_ms, _ in decoded(cut_data, 2)] == [0, cut[-1][0]]  # spread over what is there
     for (at_ms, image), (whole_ms, whole_image) in zip(cut, whole, strict=False):
         assert at_ms == whole_ms
         assert np.array_equal(image, whole_image)
