@@ -14,7 +14,7 @@ from benchmarks.measure import BUILD
 from schemas import MEDIA
 
 N_DISTINCT = 512
-N_IMAGES = 1536  # each picture three times, with bytes behind its end that tell them apart
+N_IMAGES = 1024  # each picture twice, with bytes behind its end that tell them apart
 PER_FILE = 128
 
 

@@ -41,9 +41,9 @@ SHARED_PACKAGES = (
     "aiohttp",  # Ray 2.60 looks for it in several threads at once and fails where it is missing
 )
 PEERS = REPOSITORY / "build" / "peers"
-N_ROUNDS = 5
-N_MODEL_ROUNDS = 3
-FEW = 4  # of the 12 files: the shorter run, of which only the difference to the longer one counts
+N_ROUNDS = 3
+N_TAX_ROUNDS = 5  # B8: a difference of a few per cent
+FEW = 2  # of the 8 files: the shorter run, of which only the difference to the longer one counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,7 +245,7 @@ def model_rows() -> list[Row]:
     rows = []
     for group in ("B3", "B4", "B5", "B6"):  # not all at once: their processes hold a model each
         some = [peer for peer in peers if peer.row.startswith(f"B7.{group}")]
-        rows += compare(some, featurizer="lite0", n_rounds=N_MODEL_ROUNDS)
+        rows += compare(some, featurizer="lite0")
     return rows
 
 
@@ -259,5 +259,5 @@ def tax_rows() -> list[Row]:
         Peer(row="B8.same", what="a bare loop that makes thumbnails too", module="loop", pattern="same"),
     ]
     whole = {"images": lakes.N_IMAGES, **lakes.measure("run", str(lakes.N_IMAGES), "lite0")}
-    rows = compare(loops, featurizer="lite0")
+    rows = compare(loops, featurizer="lite0", n_rounds=N_TAX_ROUNDS)
     return [replace(row, settings={**row.settings, "whole_run": whole}) for row in rows]
