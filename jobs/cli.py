@@ -44,6 +44,9 @@ SampleOption = Annotated[
     float | None, typer.Option("--sample", min=0, max=1, help="This share of the media, the same ones every time.")
 ]
 FullOption = Annotated[bool, typer.Option("--full", help="Plan over all media, not only what is new.")]
+GoldenOption = Annotated[
+    str | None, typer.Option("--golden", help="Only the media of this golden set.", metavar="NAME")
+]
 RetryOption = Annotated[bool, typer.Option("--retry-errors", help="Try final errors again too.")]
 
 
@@ -72,6 +75,8 @@ def exit_code_of(error: BaseException) -> int:
     from featurizers.spec import UnknownFeaturizer
     from featurizers.weights import WeightsError, WeightsUnreachable
     from jobs.check import DiscardRefused
+    from jobs.evaluate import FeaturesMissing
+    from jobs.golden_labels import GoldenError
     from jobs.lake import LakeError
     from jobs.runs import RunPublished
     from jobs.session import SessionError
@@ -79,7 +84,7 @@ def exit_code_of(error: BaseException) -> int:
 
     wrong_request: tuple[type[BaseException], ...] = (
         ConfigError, UnknownFeaturizer, LakeError, SessionError, SourceError, DiscardRefused, RunPublished,
-        CatalogueError, WeightsError, PermissionError,
+        CatalogueError, WeightsError, GoldenError, FeaturesMissing, PermissionError,
     )  # fmt: skip
     if isinstance(error, WeightsUnreachable):
         return WORTH_RETRYING
@@ -188,7 +193,8 @@ def crawl(
 @app.command()
 def featurize(
     featurizer: FeaturizerOption = None, limit: LimitOption = None, where: WhereOption = None,
-    sample: SampleOption = None, full: FullOption = False, retry_errors: RetryOption = False,
+    sample: SampleOption = None, golden: GoldenOption = None, full: FullOption = False,
+    retry_errors: RetryOption = False,
     lake: LakeOption = None, conf: ConfOption = None, set_: SetOption = None, run_id: RunIdOption = None,
     json_: JsonOption = False, debug: DebugOption = False,
 ) -> None:  # fmt: skip
@@ -200,7 +206,9 @@ def featurize(
 
         chosen = {"featurizers": featurizer} if featurizer else None
         common = _common(lake, conf, set_, run_id, json_, debug, featurize=chosen)
-        selection = Selection(full=full, retry_errors=retry_errors, limit=limit, where=where, sample=sample)
+        selection = Selection(
+            full=full, retry_errors=retry_errors, limit=limit, where=where, sample=sample, golden=golden
+        )
         return run_jobs(common, ["featurize"], selection=selection)
 
     conclude("featurize", debug, json_, action)
@@ -209,7 +217,8 @@ def featurize(
 @app.command()
 def plan(
     featurizer: FeaturizerOption = None, limit: LimitOption = None, where: WhereOption = None,
-    sample: SampleOption = None, full: FullOption = False, retry_errors: RetryOption = False,
+    sample: SampleOption = None, golden: GoldenOption = None, full: FullOption = False,
+    retry_errors: RetryOption = False,
     max_usd: Annotated[
         float | None, typer.Option("--max-usd", min=0, help="Exit 3 where the upper end of the interval is above.")
     ] = None,
@@ -227,7 +236,9 @@ def plan(
 
         chosen = {"featurizers": featurizer} if featurizer else None
         common = _common(lake, conf, set_, run_id, json_, debug, featurize=chosen)
-        selection = Selection(full=full, retry_errors=retry_errors, limit=limit, where=where, sample=sample)
+        selection = Selection(
+            full=full, retry_errors=retry_errors, limit=limit, where=where, sample=sample, golden=golden
+        )
         return show_plan(common, selection, max_usd=max_usd, max_hours=max_hours)
 
     conclude("plan", debug, json_, action)
@@ -256,12 +267,13 @@ def run(
     lake: LakeOption = None, conf: ConfOption = None, set_: SetOption = None, run_id: RunIdOption = None,
     json_: JsonOption = False, debug: DebugOption = False,
 ) -> None:  # fmt: skip
-    """Crawl, featurize and check as one pipeline."""
+    """Crawl, featurize, check and, where golden sets are named, evaluate, as one pipeline."""
 
     def action() -> Ending:
-        from jobs.run import PIPELINE, run_jobs
+        from jobs.run import pipeline, run_jobs
 
-        return run_jobs(_common(lake, [*(conf or []), file], set_, run_id, json_, debug), PIPELINE)
+        common = _common(lake, [*(conf or []), file], set_, run_id, json_, debug)
+        return run_jobs(common, pipeline(common.config))
 
     conclude("run", debug, json_, action)
 
@@ -276,14 +288,102 @@ def demo(
 
     def action() -> Ending:
         from jobs.demo import demo_overrides, prepared_sample, serve
-        from jobs.run import PIPELINE, run_jobs
+        from jobs.run import pipeline, run_jobs
 
         sample = prepared_sample()
         with serve(sample, port=port) as base_url:
-            overrides = demo_overrides(sample, base_url)
-            return run_jobs(_common(lake, conf, set_, run_id, json_, debug, **overrides), PIPELINE)
+            common = _common(lake, conf, set_, run_id, json_, debug, **demo_overrides(sample, base_url))
+            return run_jobs(common, pipeline(common.config))
 
     conclude("demo", debug, json_, action)
+
+
+golden_app = typer.Typer(help="Labelled items that quality is measured on.", no_args_is_help=True)
+app.add_typer(golden_app, name="golden")
+
+
+@golden_app.command("add")
+def golden_add(
+    name: Annotated[str, typer.Argument(help="Name of the set; adding it again makes its next version.")],
+    kind: Annotated[str, typer.Option(help="boxes, labels, queries, copies or text.")],
+    labels: Annotated[Path, typer.Option(help="COCO JSON (boxes), CSV, JSON lines (text), or folders by class.")],
+    pictures: Annotated[
+        str | None, typer.Option(help="Folder, crawled first, or URL, that file names are relative to.")
+    ] = None,
+    what: Annotated[str, typer.Option(help="For the data card: what it is.")] = "",
+    licence: Annotated[str, typer.Option(help="For the data card.")] = "",
+    bias: Annotated[str, typer.Option(help="For the data card: what is known to be unlike the rest.")] = "",
+    lake: LakeOption = None, conf: ConfOption = None, set_: SetOption = None, run_id: RunIdOption = None,
+    json_: JsonOption = False, debug: DebugOption = False,
+) -> None:  # fmt: skip
+    """Write a version of a golden set; pictures that the lake lacks are crawled first."""
+
+    def action() -> Ending:
+        from jobs.golden import overrides
+        from jobs.run import run_jobs
+
+        card = {key: text for key, text in (("what", what), ("licence", licence), ("bias", bias)) if text}
+        chosen = overrides(name, kind, labels, pictures, card)
+        jobs = ["crawl", "golden"] if "crawl" in chosen else ["golden"]
+        return run_jobs(_common(lake, conf, set_, run_id, json_, debug, **chosen), jobs)
+
+    conclude("golden add", debug, json_, action)
+
+
+@golden_app.command("list")
+def golden_list(
+    lake: LakeOption = None, conf: ConfOption = None, set_: SetOption = None,
+    json_: JsonOption = False, debug: DebugOption = False,
+) -> None:  # fmt: skip
+    """Show the golden sets of the lake."""
+
+    def action() -> Ending:
+        from jobs.golden import show_golden
+
+        return show_golden(_common(lake, conf, set_, None, json_, debug))
+
+    conclude("golden list", debug, json_, action)
+
+
+@app.command()
+def evaluate(
+    golden: Annotated[
+        list[str] | None, typer.Option("--golden", help="Golden set, or set@version; repeatable.", metavar="NAME")
+    ] = None,
+    featurizer: FeaturizerOption = None,
+    lake: LakeOption = None, conf: ConfOption = None, set_: SetOption = None, run_id: RunIdOption = None,
+    json_: JsonOption = False, debug: DebugOption = False,
+) -> None:  # fmt: skip
+    """Measure featurizers on golden sets, item by item, into evaluations."""
+
+    def action() -> Ending:
+        from jobs.run import run_jobs
+
+        chosen: dict[str, Any] = {"featurize": {"featurizers": featurizer} if featurizer else None}
+        chosen["evaluate"] = {"golden": golden} if golden else None
+        return run_jobs(_common(lake, conf, set_, run_id, json_, debug, **chosen), ["evaluate"])
+
+    conclude("evaluate", debug, json_, action)
+
+
+new_app = typer.Typer(help="Files that something new starts from.", no_args_is_help=True)
+app.add_typer(new_app, name="new")
+
+
+@new_app.command("featurizer")
+def new_featurizer(
+    name: Annotated[str, typer.Argument(help="KIND_MODEL, where KIND is concept, object or entity.")],
+    variant: Annotated[str, typer.Option(help="Name of its first variant.")] = "base",
+    json_: JsonOption = False, debug: DebugOption = False,
+) -> None:  # fmt: skip
+    """Write a working featurizer, its golden vectors and an experiment into the checkout in this folder."""
+
+    def action() -> Ending:
+        from jobs.new import new_featurizer
+
+        return new_featurizer(name, variant=variant, root=Path.cwd())
+
+    conclude("new featurizer", debug, json_, action)
 
 
 @app.command()

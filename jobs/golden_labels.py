@@ -1,14 +1,18 @@
-"""`lakelens golden`: labelled files to versions of golden sets. Knows formats of labels, no metric and no model."""
+"""Labels as their makers write them, as the items of a golden set. Knows formats of labels, no lake and no metric."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
 import json
+import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
+
+from jobs.sources import file_uri, open_filesystem
+from jobs.urls import InvalidUrl, canonical_url
 
 Kind = Literal["boxes", "labels", "queries", "copies", "text"]
 KINDS: tuple[Kind, ...] = ("boxes", "labels", "queries", "copies", "text")
@@ -31,43 +35,46 @@ class LabelledBox:
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One item of a golden set; `file` is None for a query."""
+    """One item of a golden set as its labels have it; `url` is None for a query."""
 
-    file: Path | None = None
+    url: str | None = None  # of the document that shows it
     labels: tuple[str, ...] | None = None
     boxes: tuple[LabelledBox, ...] | None = None
     query: str | None = None
-    relevant: Mapping[str, float] | None = None  # file name -> gain
+    relevant: Mapping[str, float] | None = None  # url -> gain
     copy_group: str | None = None
     text: tuple[str, ...] | None = None
     entities: tuple[str, ...] | None = None
     slices: Mapping[str, str] = field(default_factory=dict)
 
 
-def read_items(kind: Kind, labels: Path, pictures: Path) -> list[Item]:
+def read_items(kind: Kind, labels: Path, pictures: str) -> list[Item]:
     """The items of a golden set of a kind; raises GoldenError.
 
     boxes: `labels` is COCO's instances JSON. labels: a CSV with the columns file and label, or a folder of folders
     named by class. queries: a CSV with query, file and gain. copies: a CSV with file and group. text: JSON lines with
-    file, lines and entities. Further columns or keys are slices. File names are relative to `pictures`.
+    file, lines and, where they are known, entities. Further columns or keys are slices. A file is a URL, or a name
+    below `pictures`, itself a folder or a URL.
     """
-    if kind == "boxes":
-        items = list(_coco(labels, pictures))
-    elif kind == "labels" and labels.is_dir():
+    if kind == "labels" and labels.is_dir():
         items = [
-            Item(file=file, labels=(folder.name,))
+            Item(url=_url(str(folder), file.name), labels=(folder.name.lower(),))
             for folder in sorted(labels.iterdir())
             if folder.is_dir()
             for file in sorted(folder.iterdir())
             if file.suffix.lower() in PICTURES
         ]
+    elif not labels.is_file():
+        raise GoldenError(f"{labels} is not there; the labels of a golden set of kind {kind} are needed")
+    elif kind == "boxes":
+        items = list(_coco(labels, pictures))
     elif kind == "labels":
         items = list(_labels(_csv(labels, ("file", "label")), pictures))
     elif kind == "queries":
         items = list(_queries(_csv(labels, ("query", "file", "gain")), pictures))
     elif kind == "copies":
         rows = _csv(labels, ("file", "group"))
-        items = [Item(file=_file(pictures, row["file"]), copy_group=row["group"], slices=_rest(row, 2)) for row in rows]
+        items = [Item(url=_url(pictures, row["file"]), copy_group=row["group"], slices=_rest(row, 2)) for row in rows]
     else:
         items = list(_texts(labels, pictures))
     if not items:
@@ -75,11 +82,17 @@ def read_items(kind: Kind, labels: Path, pictures: Path) -> list[Item]:
     return items
 
 
-def _file(pictures: Path, name: str) -> Path:
-    file = pictures / name
-    if not file.is_file():
-        raise GoldenError(f"{file} is not there; file names are relative to {pictures}")
-    return file
+def _url(pictures: str, name: str) -> str:
+    """The canonical URL of the document that a name means."""
+    try:
+        if "://" in name:
+            return name if name.startswith("file:") else canonical_url(name).href
+        if pictures.startswith(("http://", "https://")):
+            return canonical_url(f"{pictures.rstrip('/')}/{urllib.parse.quote(name)}").href
+    except InvalidUrl as e:
+        raise GoldenError(f"{name!r}: {e}") from e
+    folder = pictures if "://" in pictures else str(Path(pictures).expanduser().absolute())
+    return file_uri(pictures, f"{open_filesystem(folder)[1].rstrip('/')}/{name}")
 
 
 def _rest(row: Mapping[str, str], n_known: int) -> dict[str, str]:
@@ -100,21 +113,21 @@ def _csv(path: Path, needed: Sequence[str]) -> list[dict[str, str]]:
     return rows
 
 
-def _labels(rows: Sequence[Mapping[str, str]], pictures: Path) -> Iterator[Item]:
+def _labels(rows: Sequence[Mapping[str, str]], pictures: str) -> Iterator[Item]:
     """An item for each file; several lines of one file are labels of which any is right."""
     of_file: dict[str, list[Mapping[str, str]]] = {}
     for row in rows:
         of_file.setdefault(row["file"], []).append(row)
     for name, found in of_file.items():
         labels = tuple(dict.fromkeys(row["label"].lower() for row in found))
-        yield Item(file=_file(pictures, name), labels=labels, slices=_rest(found[0], 2))
+        yield Item(url=_url(pictures, name), labels=labels, slices=_rest(found[0], 2))
 
 
-def _queries(rows: Sequence[Mapping[str, str]], pictures: Path) -> Iterator[Item]:
+def _queries(rows: Sequence[Mapping[str, str]], pictures: str) -> Iterator[Item]:
     """An item for each query, and one for each file that is searched."""
     relevant: dict[str, dict[str, float]] = {}
     slices: dict[str, dict[str, str]] = {}
-    files: dict[str, Path] = {}
+    urls: dict[str, str] = {}
     for row in rows:
         try:
             gain = float(row["gain"])
@@ -122,36 +135,36 @@ def _queries(rows: Sequence[Mapping[str, str]], pictures: Path) -> Iterator[Item
             raise GoldenError(f"query {row['query']!r}: gain is {row['gain']!r}, a number is needed") from None
         if gain < 0:
             raise GoldenError(f"query {row['query']!r}: gain is {gain:g}, allowed: 0 or more")
-        files[row["file"]] = _file(pictures, row["file"])
+        urls[row["file"]] = _url(pictures, row["file"])
         relevant.setdefault(row["query"], {})[row["file"]] = gain
         slices.setdefault(row["query"], _rest(row, 3))
     for query, gains in relevant.items():
-        yield Item(query=query, relevant={str(files[name]): gain for name, gain in gains.items()}, slices=slices[query])
-    for file in files.values():
-        yield Item(file=file)
+        yield Item(query=query, relevant={urls[name]: gain for name, gain in gains.items()}, slices=slices[query])
+    for url in dict.fromkeys(urls.values()):
+        yield Item(url=url)
 
 
-def _texts(path: Path, pictures: Path) -> Iterator[Item]:
+def _texts(path: Path, pictures: str) -> Iterator[Item]:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
             lines, entities = row.pop("lines"), row.pop("entities", None)
-            file = _file(pictures, row.pop("file"))
+            url = _url(pictures, row.pop("file"))
         except (ValueError, KeyError, TypeError, AttributeError) as e:
             if isinstance(e, GoldenError):
                 raise
             raise GoldenError(f"{path} line {number}: an object with file, lines and entities is needed ({e})") from e
         yield Item(
-            file=file,
+            url=url,
             text=tuple(map(str, lines)),
             entities=None if entities is None else tuple(map(str, entities)),
             slices={key: str(value) for key, value in row.items()},
         )
 
 
-def _coco(path: Path, pictures: Path) -> Iterator[Item]:
+def _coco(path: Path, pictures: str) -> Iterator[Item]:
     """Items of COCO's instances JSON; slices: the size of the picture's smallest box."""
     try:
         stated = json.loads(path.read_text(encoding="utf-8"))
@@ -162,7 +175,7 @@ def _coco(path: Path, pictures: Path) -> Iterator[Item]:
         for image in stated["images"]:
             found = of_image[image["id"]]
             yield Item(
-                file=_file(pictures, image["file_name"]),
+                url=_url(pictures, image["file_name"]),
                 boxes=tuple(_box(annotation, image, names) for annotation in found),
                 slices={"smallest_object": _size(min(float(a["area"]) for a in found))} if found else {},
             )
@@ -189,20 +202,57 @@ def _size(area: float) -> str:
     return "small" if area < MEDIUM_BOX else "medium" if area < LARGE_BOX else "large"
 
 
-def item_id(item: Item, media_ids: Mapping[Path, str]) -> str:
+def item_id(item: Item, media_ids: Mapping[str, str]) -> str:
     """The media's id, or a digest of the query."""
-    if item.file is not None:
-        return media_ids[item.file]
+    if item.url is not None:
+        return media_ids[item.url]
     return hashlib.sha256(f"query:{item.query}".encode()).hexdigest()
 
 
-def one_item_for_each_media(items: Sequence[Item], media_ids: Mapping[Path, str]) -> list[Item]:
-    """`items` without repeats of the same bytes; raises GoldenError where two files of equal bytes are labelled
-    differently."""
+def one_item_for_each_media(items: Sequence[Item], media_ids: Mapping[str, str]) -> list[Item]:
+    """`items` without repeats of the same bytes, which of copies are one item too.
+
+    Raises GoldenError where two documents of equal bytes are labelled differently.
+    """
     kept: dict[str, Item] = {}
     for item in items:
         key = item_id(item, media_ids)
-        if key in kept and replace(item, file=kept[key].file) != kept[key]:
-            raise GoldenError(f"{item.file} and {kept[key].file} are the same bytes with different labels")
+        if key in kept and replace(item, url=kept[key].url, slices={}) != replace(kept[key], slices={}):
+            raise GoldenError(f"{item.url} and {kept[key].url} are the same bytes with different labels")
         kept.setdefault(key, item)
     return list(kept.values())
+
+
+def golden_rows(
+    name: str, kind: Kind, items: Sequence[Item], media_ids: Mapping[str, str], card: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """The rows of `golden` without their version, in the order of item_id; the card says their number and digest."""
+    rows = []
+    for item in one_item_for_each_media(items, media_ids):
+        relevant = None
+        if item.relevant is not None:
+            gains: dict[str, float] = {}
+            for url, gain in item.relevant.items():
+                gains[media_ids[url]] = max(gain, gains.get(media_ids[url], 0.0))
+            relevant = [{"media_id": media_id, "gain": gain} for media_id, gain in sorted(gains.items())]
+        rows.append(
+            {
+                "golden_set": name,
+                "item_id": item_id(item, media_ids),
+                "kind": kind,
+                "media_id": media_ids[item.url] if item.url is not None else None,
+                "url": item.url,
+                "labels": None if item.labels is None else list(item.labels),
+                "boxes": None if item.boxes is None else [asdict(box) | {"box": list(box.box)} for box in item.boxes],
+                "query": item.query,
+                "relevant": relevant,
+                "copy_group": item.copy_group,
+                "text": None if item.text is None else list(item.text),
+                "entities": None if item.entities is None else list(item.entities),
+                "slices": dict(item.slices),
+            }
+        )
+    rows.sort(key=lambda row: row["item_id"])
+    digest = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+    described = json.dumps({**card, "kind": kind, "items": len(rows), "sha256": digest}, sort_keys=True)
+    return [{**row, "card": described} for row in rows]

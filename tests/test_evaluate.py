@@ -1,0 +1,143 @@
+"""Labels to a golden set, features to evaluations: by the commands, over real pictures and a real model."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jobs.cli import app
+from jobs.evaluate import NOT_ALIKE, Frame, answer, first_vector, labels_of, media_vectors, similarities
+from jobs.golden_labels import LabelledBox
+from jobs.quality import GoldenItem
+
+CONCEPTS = "concept_efficientnet.lite0@1"
+SHOWN = {"chelsea": "tabby cat", "coffee": "espresso", "rocket": "missile", "motorcycle": "moped"}
+Command = Callable[..., dict[str, Any]]
+
+
+def feature(vector: list[float] | None, label: str | None = None, score: float | None = None) -> dict[str, Any]:
+    return {"vector": vector, "label": label, "score": score, "box": None, "text": None}
+
+
+def test_frames_of_a_media_are_one_answer_and_a_media_without_any_has_failed() -> None:
+    frames = [Frame(0, [feature([1, 0], "cat", 0.5), feature(None, "dog")]), Frame(2000, None), Frame(4000, [])]
+    found = answer(frames, 2)
+    assert found.label == ("cat", "dog") and not found.is_failed
+    assert np.array_equal(np.isnan(found.vector), [[False, False], [True, True]])
+    assert found.score[0] == 0.5 and math.isnan(found.score[1]) and np.isnan(found.box).all()
+    assert answer([Frame(0, None)], 2).is_failed
+    assert answer([Frame(0, None)], 2).vector.shape == (0, 2)
+
+
+def test_a_media_is_the_mean_of_its_frames_and_one_that_failed_is_like_nothing() -> None:
+    frames = {
+        "video": [Frame(0, [feature([1, 0])]), Frame(1, [feature([0, 1])])],
+        "failed": [Frame(0, None)],
+        "empty": [Frame(0, [])],
+    }
+    vectors = media_vectors(frames, first_vector)
+    assert np.allclose(vectors[0], np.sqrt([0.5, 0.5])) and np.isnan(vectors[1:]).all()
+    scores = similarities(np.array([[0, 1]], np.float32), vectors)
+    assert np.allclose(scores, [[np.sqrt(0.5), NOT_ALIKE, NOT_ALIKE]])
+
+
+def test_the_classes_of_a_picture_are_its_labels_or_those_of_its_boxes() -> None:
+    boxes = tuple(LabelledBox(label=label, box=(0, 0, 1, 1)) for label in ("dog", "cat", "dog"))
+    assert labels_of(GoldenItem(item_id="a", kind="boxes", boxes=boxes)) == ("dog", "cat")
+    assert labels_of(GoldenItem(item_id="a", kind="labels", labels=("dog",))) == ("dog",)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four photographs, one of them cut off, and one without labels."""
+    from benchmarks.quality import sample_image
+    from tests.pictures import encode
+
+    folder = tmp_path_factory.mktemp("pictures")
+    for name in SHOWN:
+        data = encode(sample_image(name), "JPEG", quality=90)
+        (folder / f"{name}.jpg").write_bytes(data[: len(data) // 2] if name == "motorcycle" else data)
+    (folder / "unlabelled.jpg").write_bytes(encode(sample_image("moon"), "JPEG"))
+    return folder
+
+
+def write_labels(path: Path, shown: dict[str, str]) -> Path:
+    with path.open("w", newline="") as stream:
+        csv.writer(stream).writerows([("file", "label", "size"), *((f"{n}.jpg", c, "web") for n, c in shown.items())])
+    return path
+
+
+@pytest.fixture
+def lakelens(spark: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Command:
+    """A command with --json on one lake; returns its outcome."""
+
+    def command(*arguments: str, exit_code: int = 0) -> dict[str, Any]:
+        chosen = ["--lake", str(tmp_path / "lake"), "--set", "featurize.link_captions=false", "--json"]
+        code = app([*arguments, *chosen], standalone_mode=False)
+        shown = capsys.readouterr()
+        assert code == exit_code, shown.err + shown.out
+        outcome: dict[str, Any] = json.loads(shown.out)
+        return outcome
+
+    return command
+
+
+@pytest.mark.spark
+def test_labels_become_a_version_once_and_a_featurizer_is_measured_on_it_item_by_item(
+    lakelens: Command, pictures: Path, tmp_path: Path
+) -> None:
+    from deltalake import DeltaTable
+
+    labels = write_labels(tmp_path / "labels.csv", SHOWN)
+    add = ("golden", "add", "few", "--kind", "labels", "--labels", str(labels), "--pictures", str(pictures))
+    assert "few version 1 with 4 items" in lakelens(*add, "--licence", "CC0")["message"]
+    assert "few version 1 with 4 items" in lakelens(*add, "--licence", "CC0")["message"]  # nothing new: no version
+    evaluate = ("evaluate", "--golden", "few", "--featurizer", CONCEPTS)
+    refused = lakelens(*evaluate, exit_code=2)["message"]
+    assert "4 of 4 media have no features of concept_efficientnet.lite0@1#" in refused
+    lakelens("featurize", "--featurizer", CONCEPTS, "--golden", "few")
+    features = DeltaTable(str(tmp_path / "lake" / "features")).to_pyarrow_table(columns=["media_id"])
+    assert len(features) == 4  # the picture without labels is not in the set
+    outcome = lakelens(*evaluate)
+    rows = DeltaTable(str(tmp_path / "lake" / "evaluations")).to_pyarrow_table().to_pylist()
+    assert {(row["golden_set"], row["golden_version"], row["featurizer"]) for row in rows} == {("few", 1, CONCEPTS)}
+    assert all(row["run_id"] == f"{outcome['run_id']}.evaluate" for row in rows)
+    top_1 = {row["item_id"]: row["value"] for row in rows if row["metric"] == "top_1"}
+    assert sorted(top_1.values()) == [0, 1, 1, 1]  # the picture that is cut off has failed
+    by_class = {row["item_id"]: row["value"] for row in rows if row["metric"] == "recall_at_1"}
+    assert by_class == {"tabby cat": 1, "espresso": 1, "missile": 1, "moped": 0}
+
+    write_labels(labels, SHOWN | {"coffee": "cup"})
+    assert "few version 2 with 4 items" in lakelens(*add, "--licence", "CC0")["message"]
+    listed = lakelens("golden", "list")["golden"]
+    assert [(one["golden"], one["version"], one["licence"], one["slices"]) for one in listed] == [
+        ("few", 2, "CC0", ["size"]),
+        ("few", 1, "CC0", ["size"]),
+    ]
+    lakelens("evaluate", "--golden", "few@1", "--featurizer", CONCEPTS)
+    assert (
+        "few@7' is not in the lake; there are: few@2, few@1"
+        in (lakelens("evaluate", "--golden", "few@7", "--featurizer", CONCEPTS, exit_code=2)["message"])
+    )
+    assert (
+        "none of object_yolov3.tiny@1 is measured on few"
+        in (lakelens("evaluate", "--golden", "few", "--featurizer", "object_yolov3.tiny@1", exit_code=2)["message"])
+    )
+
+
+@pytest.mark.spark
+def test_labels_of_pictures_that_are_not_in_the_lake_are_refused_by_name(
+    lakelens: Command, pictures: Path, tmp_path: Path
+) -> None:
+    labels = write_labels(tmp_path / "labels.csv", {"chelsea": "tabby cat", "absent": "dog"})
+    add = ("golden", "add", "few", "--kind", "labels", "--labels", str(labels), "--pictures", str(pictures))
+    said = lakelens(*add, exit_code=2)["message"]
+    assert "1 of 2 pictures of the labels are not in the lake, such as file://" in said
+    assert said.endswith("/absent.jpg (not crawled)")
