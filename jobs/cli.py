@@ -387,6 +387,47 @@ def new_featurizer(
 
 
 @app.command()
+def experiment(
+    file: Annotated[Path, typer.Argument(help="YAML with the variants, the golden set and what is to be decided.")],
+    lake: LakeOption = None, conf: ConfOption = None, set_: SetOption = None, run_id: RunIdOption = None,
+    json_: JsonOption = False, debug: DebugOption = False,
+) -> None:  # fmt: skip
+    """Featurize, evaluate, time and compare variants; the verdict stands on a page."""
+
+    def action() -> Ending:
+        from jobs.experiment import read_experiment, run_experiment
+
+        common = _common(lake, conf, set_, run_id, json_, debug)
+        return run_experiment(common, read_experiment(file), f"lakelens experiment {file}")
+
+    conclude("experiment", debug, json_, action)
+
+
+@app.command()
+def compare(
+    baseline: Annotated[str, typer.Option(help="Spec id.", metavar="ID")],
+    candidate: Annotated[str, typer.Option(help="Spec id.", metavar="ID")],
+    golden: Annotated[str, typer.Option(help="Golden set, or set@version.", metavar="NAME")],
+    metric: Annotated[list[str], typer.Option(help="What is compared; repeatable, the first decides.")],
+    margin: Annotated[float, typer.Option(help="The largest difference that does not matter.", min=0)] = 0.02,
+    lake: LakeOption = None, conf: ConfOption = None, set_: SetOption = None, run_id: RunIdOption = None,
+    json_: JsonOption = False, debug: DebugOption = False,
+) -> None:  # fmt: skip
+    """Compare two featurizers on a golden set; an experiment of two variants without a file."""
+
+    def action() -> Ending:
+        from jobs.experiment import run_experiment, two_featurizers
+
+        common = _common(lake, conf, set_, run_id, json_, debug)
+        asked = two_featurizers(baseline, candidate, golden=golden, metrics=metric, margin=margin)
+        chosen = " ".join(f"--metric {name}" for name in metric)
+        command = f"lakelens compare --baseline {baseline} --candidate {candidate} --golden {golden} {chosen}"
+        return run_experiment(common, asked, f"{command} --margin {margin:g}")
+
+    conclude("compare", debug, json_, action)
+
+
+@app.command()
 def tables(
     lake: LakeOption = None, conf: ConfOption = None, set_: SetOption = None,
     json_: JsonOption = False, debug: DebugOption = False,

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 # What a featurizer of a kind is measured on.
 MEASURES = {"concept": ("boxes", "labels", "queries", "copies"), "object": ("boxes",), "entity": ("text",)}
-NOT_ALIKE = -1.0  # the cosine of a media that failed with everything
 
 
 class FeaturesMissing(ValueError):
@@ -123,8 +122,10 @@ def worded(search: TextSearch) -> Callable[[Frame], NDArray[np.float32] | None]:
 
 
 def similarities(texts: NDArray[np.float32], pictures: NDArray[np.float32]) -> NDArray[np.float64]:
-    """(N, M) cosines of N texts and M pictures; NOT_ALIKE for a picture without a vector."""
-    return np.nan_to_num(texts.astype(np.float64) @ pictures.T.astype(np.float64), nan=NOT_ALIKE)
+    """(N, M) cosines of N texts and M pictures, NaN for a picture without a vector."""
+    if np.isnan(pictures).all():
+        return np.full((len(texts), len(pictures)), math.nan)
+    return texts.astype(np.float64) @ pictures.T.astype(np.float64)
 
 
 def labels_of(item: GoldenItem) -> tuple[str, ...]:
@@ -189,7 +190,7 @@ def run(spark: SparkSession, lake: Lake, config: Config, run: Run, work: Work) -
     said: list[str] = []
     for name in config.evaluate.golden:
         run.progress(f"evaluating on {name}")
-        number, items = read_golden(spark, lake, name)
+        number, items = read_golden(spark, lake, name, at=run.inputs[GOLDEN.name])
         for due in work.due:
             if items[0].kind not in MEASURES[due.spec.kind]:
                 continue

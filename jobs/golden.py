@@ -100,21 +100,21 @@ def golden_sets(spark: SparkSession, lake: Lake) -> list[dict[str, Any]]:
     ]
 
 
-def read_golden(spark: SparkSession, lake: Lake, name: str) -> tuple[int, list[GoldenItem]]:
-    """The items of `name`, its last version, or of `name@version`; and the version. Raises GoldenError."""
+def read_golden(spark: SparkSession, lake: Lake, name: str, *, at: int | None = None) -> tuple[int, list[GoldenItem]]:
+    """The items of `name`, its last version, or of `name@version`; and the version. Raises GoldenError.
+
+    at: the version of the table to look in, None for the latest.
+    """
     from pyspark.sql import functions as F
 
     golden_set, _, wanted = name.partition("@")
-    there = sorted(
-        row.golden_version
-        for row in read(spark, lake, GOLDEN).where(F.col("golden_set") == golden_set)
-        .select("golden_version").distinct().collect()
-    )  # fmt: skip
+    here = read(spark, lake, GOLDEN, version=at).where(F.col("golden_set") == golden_set)
+    there = sorted(row.golden_version for row in here.select("golden_version").distinct().collect())
     if not there or (wanted and wanted not in map(str, there)):
         known = [f"{one['golden']}@{one['version']}" for one in golden_sets(spark, lake)]
         raise GoldenError(f"golden set {name!r} is not in the lake; there are: {', '.join(known) or 'none'}")
     number = int(wanted) if wanted else there[-1]
-    rows = read(spark, lake, GOLDEN).where((F.col("golden_set") == golden_set) & (F.col("golden_version") == number))
+    rows = here.where(F.col("golden_version") == number)
     return number, [golden_item(row.asDict(recursive=True)) for row in rows.orderBy("item_id").collect()]
 
 

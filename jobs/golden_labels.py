@@ -227,7 +227,7 @@ def golden_rows(
     name: str, kind: Kind, items: Sequence[Item], media_ids: Mapping[str, str], card: Mapping[str, str]
 ) -> list[dict[str, Any]]:
     """The rows of `golden` without their version, in the order of item_id; the card says their number and digest."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for item in one_item_for_each_media(items, media_ids):
         relevant = None
         if item.relevant is not None:
@@ -252,7 +252,7 @@ def golden_rows(
                 "slices": dict(item.slices),
             }
         )
-    rows.sort(key=lambda row: row["item_id"])
+    rows.sort(key=lambda row: str(row["item_id"]))
     digest = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
     described = json.dumps({**card, "kind": kind, "items": len(rows), "sha256": digest}, sort_keys=True)
     return [{**row, "card": described} for row in rows]

@@ -188,6 +188,25 @@ def minimum_detectable_effect(
     return float((norm.ppf(1 - alpha / 2) + norm.ppf(power)) * standard_deviation / np.sqrt(n_items))
 
 
+def detectable(
+    metric: Metric, n_items: int, *, seed: int, correlation: float = 0.5, alpha: float = 0.05, power: float = POWER
+) -> float:
+    """The smallest true difference that `n_items` items are likely to show, known from the baseline alone.
+
+    Of a metric of any form: its bootstrap standard error stands for the variance of an item, and the answers of two
+    variants to one item are taken to correlate by `correlation`.
+    """
+    random = np.random.default_rng(seed)
+
+    def resampled(size: int) -> NDArray[np.float64]:
+        counts = random.multinomial(n_items, np.full(n_items, 1 / n_items), size=size).astype(np.float64)
+        return metric(np.hstack([counts, np.zeros_like(counts)]))
+
+    spread = float(np.nanstd(_in_chunks(resampled, N_RESAMPLES, n_items), ddof=1))
+    deviation = spread * np.sqrt(n_items) * np.sqrt(2 * (1 - correlation))
+    return minimum_detectable_effect(deviation, n_items, alpha=alpha, power=power)
+
+
 def items_needed(standard_deviation: float, effect: float, *, alpha: float = 0.05, power: float = POWER) -> int:
     """How many items show a true mean difference of `effect` with `power`."""
     from scipy.stats import norm

@@ -81,16 +81,20 @@ def without_credentials(text: str) -> str:
 
 @contextmanager
 def pipeline_run(
-    lake: Lake, config: Config, *, name: str, tags: Mapping[str, str] | None = None, warn: Callable[[str], None]
-) -> Iterator[Tracked]:
+    lake: Lake, config: Config, *, name: str, tags: Mapping[str, str] | None = None, warn: Callable[[str], None],
+    experiment: str | None = None,
+) -> Iterator[Tracked]:  # fmt: skip
     """The parent run of a pipeline, with its resolved configuration as parameters and as an artifact.
+
+    experiment: of MLflow; None: that of MLFLOW_EXPERIMENT_NAME, or the one for all runs.
 
     Whatever MLflow does, the block runs: where it cannot be reached, `warn` is called once and nothing is logged.
     Raises ConfigError for a remote lake without MLFLOW_TRACKING_URI.
     """
     store = tracking_store(lake)
     all_tags = {"lake": lake.uri, "code_version": code_version(), "config_digest": config.digest(), **(tags or {})}
-    tracked = _start(store, name=name, tags=all_tags, warn=warn)
+    shown_in = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
+    tracked = _start(store, name=name, experiment=shown_in, tags=all_tags, warn=warn)
     with _ended(tracked):
         resolved = config.model_dump(mode="json")
         _log_parameters(tracked, flat_parameters(resolved))
@@ -177,7 +181,9 @@ def _attempt(tracked: Tracked, what: str, send: Callable[[], object]) -> None:
         tracked.warn(f"MLflow did not take {what}: {str(e).splitlines()[0][:200] if str(e) else type(e).__name__}")
 
 
-def _start(store: Store, *, name: str, tags: Mapping[str, str], warn: Callable[[str], None]) -> Tracked:
+def _start(
+    store: Store, *, name: str, experiment: str, tags: Mapping[str, str], warn: Callable[[str], None]
+) -> Tracked:
     for key, value in (QUIET | PATIENCE).items():
         os.environ.setdefault(key, value)
     try:
@@ -188,7 +194,7 @@ def _start(store: Store, *, name: str, tags: Mapping[str, str], warn: Callable[[
         from mlflow import MlflowClient
 
         client = MlflowClient(tracking_uri=store.uri)
-        experiment_id = _experiment(client, store)
+        experiment_id = _experiment(client, store, experiment)
         run = client.create_run(experiment_id, run_name=name, tags={**started_by(), **tags})
     except Exception as e:  # a job is worth more than its log
         reason = str(e).splitlines()[0][:200] if str(e) else type(e).__name__
@@ -197,8 +203,7 @@ def _start(store: Store, *, name: str, tags: Mapping[str, str], warn: Callable[[
     return Tracked(client=client, mlflow_run_id=run.info.run_id, experiment_id=experiment_id, warn=warn)
 
 
-def _experiment(client: Any, store: Store) -> str:
-    name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
+def _experiment(client: Any, store: Store, name: str) -> str:
     for last in (False, True):
         found = client.get_experiment_by_name(name)
         if found is not None:

@@ -141,8 +141,8 @@ def new_media_files(
 
     None where the whole table must be planned: no such run, or the log no longer reaches back to it.
     """
-    same = [r for r in rows if (r["outputs"] or {}).get(due.spec.id) == due.fingerprint and r["job"] == "featurize"]
-    bases = [r for r in same if r["status"] == "accepted" and r["whole_plan"]]
+    same = [r for r in rows if (r["outputs"] or {}).get(due.spec.id) == due.fingerprint]
+    bases = [r for r in same if r["job"] == "featurize" and r["status"] == "accepted" and r["whole_plan"]]
     if not bases:
         return None
     base = max(bases, key=lambda r: r["inputs"]["media"])

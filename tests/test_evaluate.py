@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from jobs.cli import app
-from jobs.evaluate import NOT_ALIKE, Frame, answer, first_vector, labels_of, media_vectors, similarities
+from jobs.evaluate import Frame, answer, first_vector, labels_of, media_vectors, similarities
 from jobs.golden_labels import LabelledBox
 from jobs.quality import GoldenItem
 
@@ -45,7 +45,9 @@ def test_a_media_is_the_mean_of_its_frames_and_one_that_failed_is_like_nothing()
     vectors = media_vectors(frames, first_vector)
     assert np.allclose(vectors[0], np.sqrt([0.5, 0.5])) and np.isnan(vectors[1:]).all()
     scores = similarities(np.array([[0, 1]], np.float32), vectors)
-    assert np.allclose(scores, [[np.sqrt(0.5), NOT_ALIKE, NOT_ALIKE]])
+    assert np.allclose(scores, [[np.sqrt(0.5), math.nan, math.nan]], equal_nan=True)
+    nothing = media_vectors({"failed": [Frame(0, None)]}, first_vector)
+    assert np.isnan(similarities(np.array([[0, 1]], np.float32), nothing)).all()
 
 
 def test_the_classes_of_a_picture_are_its_labels_or_those_of_its_boxes() -> None:
