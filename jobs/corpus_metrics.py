@@ -51,8 +51,7 @@ class TwoColumns:
     def differs(self, other: TwoColumns) -> NDArray[np.bool_]:
         """(n,): items of which a column is another."""
         mine, theirs = np.array(self.columns), np.array(other.columns)
-        same: NDArray[np.bool_] = np.isclose(mine, theirs, rtol=0, atol=SAME, equal_nan=True).all(axis=0)
-        return ~same
+        return ~np.asarray(np.isclose(mine, theirs, rtol=0, atol=SAME, equal_nan=True).all(axis=0))
 
 
 @dataclass(frozen=True)
@@ -88,8 +87,7 @@ class Copies:
 
     def differs(self, other: Copies) -> NDArray[np.bool_]:
         """(n,): items that are more or less like some other."""
-        found: NDArray[np.bool_] = (np.abs(self.similarity - other.similarity) > SAME).any(axis=1)
-        return found
+        return np.asarray((np.abs(self.similarity - other.similarity) > SAME).any(axis=1))
 
 
 def _by_image(matched: MatchedClass) -> dict[int, list[tuple[object, ...]]]:

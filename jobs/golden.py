@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from jobs.cli import FINISHED, Common, Ending
+from jobs.command import FINISHED, Common, Ending
 from jobs.commit import commit_wave, last_transaction
 from jobs.config import Golden
 from jobs.golden_labels import GoldenError, LabelledBox, golden_rows, read_items

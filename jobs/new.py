@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featurizers.spec import KINDS
-from jobs.cli import FINISHED, Ending
+from jobs.command import FINISHED, Ending
 from jobs.config import ConfigError, load_config
 
 WORD = re.compile(r"[a-z0-9]+(_[a-z0-9]+)*")
 MAX_NAME, MAX_VARIANT = 36, 20  # characters: what the templates write stays within a line of 120
-# The golden set and the metric that an experiment with a featurizer of a kind decides by. The demo's lake holds the
-# sample sets, of which the captions alone are enough for an interval on concepts, and none with boxes.
+# The golden set and the metric that an experiment with a featurizer of a kind decides by. The sample sets are in the
+# demo's lake: captions, since the 20 classes of its concepts are too few for an interval (jobs.paired), and no boxes.
 DECIDED_BY = {
     "concept": ("sample-captions", "ndcg_at_10"),
     "object": ("boxes", "average_precision_50"),

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from jobs import check, crawl, evaluate, featurize, golden, metrics, tracking
-from jobs.cli import FINISHED, REJECTED, Common, Ending
+from jobs.command import FINISHED, REJECTED, Common, Ending
 from jobs.config import Config
 from jobs.lake import Lake, lake_at, open_lake, read
 from jobs.progress import Progress

@@ -42,7 +42,8 @@ class Passes:
     @property
     def cpu_s_per_media(self) -> NDArray[np.float64]:
         """(R,)."""
-        return self.cpu_s / self.media_ms.shape[1]
+        seconds: NDArray[np.float64] = self.cpu_s / self.media_ms.shape[1]
+        return seconds
 
 
 def orders(n_variants: int, n_repeats: int) -> list[list[int]]:

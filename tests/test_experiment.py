@@ -10,7 +10,9 @@ import pytest
 
 from jobs.config import ConfigError, load_config
 from jobs.evaluate import Frame
-from jobs.experiment import arms, checked, read_experiment, said_of, two_featurizers
+from jobs.experiment import arms
+from jobs.experiment_file import checked, read_experiment, two_featurizers
+from jobs.experiment_page import said_of
 from tests.test_evaluate import CONCEPTS, SHOWN, Command, feature, lakelens, pictures, write_labels
 
 __all__ = ["lakelens", "pictures"]  # fixtures

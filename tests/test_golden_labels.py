@@ -9,7 +9,6 @@ import pytest
 
 from jobs.golden_labels import GoldenError, Item, LabelledBox, golden_rows, one_item_for_each_media, read_items
 
-
 PICTURES = "https://pictures.example/of"
 A, B, C = (f"{PICTURES}/{name}.jpg" for name in "abc")
 

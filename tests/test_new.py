@@ -25,7 +25,7 @@ from featurizers.spec import KINDS
 from jobs import quality
 from jobs.cli import app
 from jobs.config import load_config
-from jobs.experiment import read_experiment
+from jobs.experiment_file import read_experiment
 from jobs.golden_labels import LabelledBox
 from jobs.new import MAX_NAME, MAX_VARIANT, NEEDED, NewFeaturizer, files_of
 from jobs.quality import Answer, GoldenItem
