@@ -18,7 +18,7 @@ from jobs.compare import Asked, Estimate, errors_kept, level, limit_kept, lines,
 from jobs.config import Config, ConfigError
 from jobs.experiment_file import Experiment
 from jobs.experiment_report import Candidate, ExperimentReport, Pair, Region, Variant, pareto_front
-from jobs.lake import Lake, read
+from jobs.lake import Lake, read, sql_text
 from jobs.paired import detectable
 from jobs.quality import GoldenItem, Measurement
 from jobs.runs import code_version
