@@ -308,6 +308,41 @@ def compare(
 
 
 @app.command()
+def promote(
+    featurizer: Annotated[str, typer.Argument(help="Spec id, or id#first digits of a fingerprint.", metavar="ID")],
+    force: Annotated[
+        str | None, typer.Option(help="Promote without an accepted comparison, for this reason.", metavar="REASON")
+    ] = None,
+    lake: LakeOption = None, conf: ConfOption = None, set_: SetOption = None, run_id: RunIdOption = None,
+    json_: JsonOption = False, debug: DebugOption = False,
+) -> None:  # fmt: skip
+    """Let readers of its kind get this featurizer's vectors."""
+
+    def action() -> Ending:
+        from jobs.promote import promote
+
+        return promote(common_of(lake, conf, set_, run_id, json_, debug), featurizer, force=force)
+
+    conclude("promote", debug, json_, action)
+
+
+@app.command()
+def rollback(
+    kind: Annotated[str, typer.Argument(help="concept, object or entity.")],
+    lake: LakeOption = None, conf: ConfOption = None, set_: SetOption = None, run_id: RunIdOption = None,
+    json_: JsonOption = False, debug: DebugOption = False,
+) -> None:  # fmt: skip
+    """Put the champion before the present one back."""
+
+    def action() -> Ending:
+        from jobs.promote import rollback
+
+        return rollback(common_of(lake, conf, set_, run_id, json_, debug), kind)
+
+    conclude("rollback", debug, json_, action)
+
+
+@app.command()
 def tables(
     lake: LakeOption = None, conf: ConfOption = None, set_: SetOption = None,
     json_: JsonOption = False, debug: DebugOption = False,

@@ -69,13 +69,15 @@ def exit_code_of(error: BaseException) -> int:
     from jobs.evaluate import FeaturesMissing
     from jobs.golden_labels import GoldenError
     from jobs.lake import LakeError
+    from jobs.promote import PromotionRefused
     from jobs.runs import RunPublished
     from jobs.session import SessionError
     from jobs.sources import SourceError
 
     wrong_request: tuple[type[BaseException], ...] = (
         ConfigError, UnknownFeaturizer, LakeError, SessionError, SourceError, DiscardRefused, RunPublished,
-        CatalogueError, WeightsError, GoldenError, FeaturesMissing, PermissionError,
+        CatalogueError, WeightsError, GoldenError, FeaturesMissing, PromotionRefused,
+        PermissionError,
     )  # fmt: skip
     if isinstance(error, WeightsUnreachable):
         return WORTH_RETRYING

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -18,13 +18,15 @@ from jobs.config import Config, load_config
 from jobs.engine import EngineSettings
 from jobs.experiment_file import Experiment
 from jobs.experiment_page import Arm, Measured, flat, page
-from jobs.experiment_report import render
+from jobs.experiment_report import Candidate, render
 from jobs.golden import read_golden
 from jobs.inference import loaded_featurizers
 from jobs.lake import Lake, lake_at, open_lake, read
 from jobs.progress import Progress
+from jobs.promote import BASELINE, CANDIDATE, COMPARE
 from jobs.quality import GoldenItem
 from jobs.run import Prepared, run_job
+from jobs.runs import JobResult, RunAccepted
 from jobs.session import spark_session
 from jobs.timing import Passes, Timed, interleaved
 from jobs.work import Selection, prepare
@@ -175,6 +177,10 @@ def run_experiment(common: Common, experiment: Experiment, command: str) -> Endi
             found = measure(spark, lake, pinned, variants, items, at=inputs[FEATURES.name])
             progress("comparing")
             report = page(spark, lake, pinned, found, items, number, inputs, command)
+            for one, candidate in zip(found[1:], report.candidates, strict=True):
+                mine = replace(common, run_id=f"{common.run_id}.{candidate.name}")
+                with suppress(RunAccepted):  # it is written already
+                    run_job(spark, lake, mine, concluding(found[0], one, candidate, inputs), parent, progress)
         except BaseException as e:
             e.add_note(f"run_id={common.run_id}")
             raise
@@ -192,6 +198,21 @@ def run_experiment(common: Common, experiment: Experiment, command: str) -> Endi
         "report": str(file),
     }
     return Ending(exit_code=FINISHED, message=f"{said} report at {file}", facts=facts)
+
+
+def concluding(baseline: Measured, candidate: Measured, found: Candidate, inputs: Mapping[str, int]) -> Prepared:
+    """The job that writes down a verdict: accepted where it is better or equivalent, rejected where it is worse."""
+    both = {BASELINE: baseline, CANDIDATE: candidate}
+    status: dict[str, Literal["finished", "accepted", "rejected"]] = {
+        "better": "accepted", "equivalent": "accepted", "worse": "rejected",
+    }  # fmt: skip
+    result = JobResult(
+        status=status.get(found.verdict, "finished"),
+        message=f"{found.name} is {found.verdict}",
+        outputs={key: f"{one.arm.due.spec.id}#{one.arm.due.fingerprint}" for key, one in both.items()},
+        metrics={f"difference/{line.metric}": line.difference for line in found.lines if line.slice is None},
+    )
+    return Prepared(name=COMPARE, outputs={}, pins=lambda spark, lake: inputs, run=lambda spark, lake, run: result)
 
 
 def replace_golden(experiment: Experiment, number: int) -> Experiment:

@@ -150,7 +150,7 @@ def log_metrics(tracked: Tracked, metrics: Mapping[str, float]) -> None:
         for start in range(0, len(found), METRIC_BATCH):
             tracked.client.log_batch(tracked.mlflow_run_id, metrics=found[start : start + METRIC_BATCH])
 
-    _attempt(tracked, "metrics", send)
+    attempt(tracked, "metrics", send)
 
 
 def log_files(tracked: Tracked, paths: Sequence[str | Path]) -> None:
@@ -158,9 +158,9 @@ def log_files(tracked: Tracked, paths: Sequence[str | Path]) -> None:
     for path in map(Path, paths):
         name, run_id = path.name, tracked.mlflow_run_id
         if path.is_dir():
-            _attempt(tracked, name, partial(_call, tracked, "log_artifacts", run_id, str(path), name))
+            attempt(tracked, name, partial(_call, tracked, "log_artifacts", run_id, str(path), name))
         else:
-            _attempt(tracked, name, partial(_call, tracked, "log_artifact", run_id, str(path)))
+            attempt(tracked, name, partial(_call, tracked, "log_artifact", run_id, str(path)))
 
 
 def _call(tracked: Tracked, method: str, *arguments: Any) -> None:
@@ -169,10 +169,11 @@ def _call(tracked: Tracked, method: str, *arguments: Any) -> None:
 
 def log_text(tracked: Tracked, name: str, text: str) -> None:
     """Keep a text as an artifact."""
-    _attempt(tracked, name, lambda: tracked.client.log_text(tracked.mlflow_run_id, text, name))
+    attempt(tracked, name, lambda: tracked.client.log_text(tracked.mlflow_run_id, text, name))
 
 
-def _attempt(tracked: Tracked, what: str, send: Callable[[], object]) -> None:
+def attempt(tracked: Tracked, what: str, send: Callable[[], object]) -> None:
+    """Send something; where MLflow does not take it, warn and go on."""
     if tracked.client is None:
         return
     try:
@@ -238,7 +239,7 @@ def _ended(tracked: Tracked) -> Iterator[None]:
         yield
         status = "FINISHED"
     finally:
-        _attempt(tracked, "the end of the run", lambda: tracked.client.set_terminated(tracked.mlflow_run_id, status))
+        attempt(tracked, "the end of the run", lambda: tracked.client.set_terminated(tracked.mlflow_run_id, status))
 
 
 def _log_parameters(tracked: Tracked, parameters: Mapping[str, str]) -> None:
@@ -249,7 +250,7 @@ def _log_parameters(tracked: Tracked, parameters: Mapping[str, str]) -> None:
         for start in range(0, len(found), BATCH):
             tracked.client.log_batch(tracked.mlflow_run_id, params=found[start : start + BATCH])
 
-    _attempt(tracked, "parameters", send)
+    attempt(tracked, "parameters", send)
 
 
 def _log_inputs(tracked: Tracked, lake: Lake, inputs: Mapping[str, int]) -> None:
@@ -264,8 +265,25 @@ def _log_inputs(tracked: Tracked, lake: Lake, inputs: Mapping[str, int]) -> None
         if datasets:
             tracked.client.log_inputs(tracked.mlflow_run_id, datasets=datasets)
 
-    _attempt(tracked, "inputs", send)
+    attempt(tracked, "inputs", send)
 
 
 def _allowed(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_\-./ ]", "_", name)
+
+
+def set_alias(tracked: Tracked, model: str, alias: str, *, tags: Mapping[str, str], source: str) -> None:
+    """Let `alias` of a registered model name its version with these tags, made if there is none; raises what MLflow
+    raises."""
+    from mlflow.exceptions import MlflowException
+
+    client = tracked.client
+    try:
+        client.get_registered_model(model)
+    except MlflowException:
+        client.create_registered_model(model)
+    there = client.search_model_versions(f"name = '{model}'")
+    same = [one for one in there if one.tags.get("fingerprint") == tags["fingerprint"]]
+    if not same:
+        same = [client.create_model_version(model, source, run_id=tracked.mlflow_run_id, tags=dict(tags))]
+    client.set_registered_model_alias(model, alias, same[0].version)

@@ -220,7 +220,8 @@ def write_lake(spark: Any, tmp_path: Path, tables: dict[str, list[dict[str, Any]
 def test_a_bad_row_rejects_its_run_until_it_is_discarded(spark: Any, tmp_path: Path) -> None:
     from jobs import check
     from jobs.lake import read
-    from jobs.runs import executing, finish, published, run_rows
+    from jobs.published import published
+    from jobs.runs import executing, finish, run_rows
 
     tables = sound_tables()
     bad = rows.understood("picture1", run_id="bad.featurize")[0]

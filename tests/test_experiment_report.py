@@ -27,7 +27,6 @@ from jobs.experiment_report import (
     Guardrail,
     Line,
     Pair,
-    Panel,
     Variant,
     cost_rows,
     dominates,
@@ -370,12 +369,12 @@ def test_each_side_of_a_pair_shows_what_it_said() -> None:
 
 def test_a_lower_value_of_a_metric_of_errors_is_shown_as_better() -> None:
     [pair] = pairs(1)
-    errors = {"metric": "false_boxes_per_picture", "higher_is_better": False}
+    errors = "false_boxes_per_picture"
+    lower = line(metric=errors, higher_is_better=False)
     report = example(1)
-    candidate = replace(
-        report.candidates[0], lines=[line(**errors)], pairs=[replace(pair, metric=errors["metric"], change=-0.5)]
-    )
-    html = render(replace(report, candidates=[candidate], primary_metric="false_boxes_per_picture"))
+    shown = [replace(pair, metric=errors, change=-0.5)]
+    candidate = replace(report.candidates[0], lines=[lower], pairs=shown)
+    html = render(replace(report, candidates=[candidate], primary_metric=errors))
     assert re.search(r'class="pill better">(?:(?!</span>).)*false_boxes_per_picture \u22120.50', html, re.DOTALL)
     assert "less is better" in html
 
@@ -513,11 +512,10 @@ def test_names_in_a_plot_lie_over_no_other_and_no_mark(seed: int, size: str) -> 
 @pytest.mark.parametrize("price", ["latency", "dollars"])
 def test_a_panel_holds_extreme_variants(values: list[float], price: str) -> None:
     base = example(1).variants[0]
-    ends = {
-        f"{name}_{end}": f(values) for name in ("quality", "p95", "usd") for end, f in (("low", min), ("high", max))
-    }
-    variants = [replace(base, quality=v, p95_ms=v, usd_per_million=v, **ends) for v in values]
-    found: Panel = panel(variants, higher_is_better=True, price=price, size="wide")
+    low, high = min(values), max(values)
+    base = replace(base, quality_low=low, quality_high=high, p95_low=low, p95_high=high, usd_low=low, usd_high=high)
+    variants = [replace(base, quality=v, p95_ms=v, usd_per_million=v) for v in values]
+    found = panel(variants, higher_is_better=True, price=price, size="wide")
     left, top, right, bottom = area_of("wide")
     points = [(found.x.at(v), found.y.at(v)) for v in values]
     assert all(left < x < right and top < y < bottom for x, y in points)
