@@ -188,11 +188,22 @@ def _run(engine: Engine, n_files: int) -> tuple[float, float]:
     return float(answer["wall_s"]), max(after - before, sum(seen.values()) - own_before)
 
 
-def interleaved(engines: Sequence[Engine], few: int, many: int, *, images_per_file: int, n_rounds: int) -> None:
-    """Each engine once a round, one after the other, so that what else the machine does meets all alike."""
+def interleaved(
+    engines: Sequence[Engine], few: int, many: int, *, images_per_file: int, n_rounds: int
+) -> Mapping[str, str]:
+    """Each engine once a round, one after the other, so that what else the machine does meets all alike.
+
+    Returns what those said that ended, by name; the others went on without them.
+    """
+    ended: dict[str, str] = {}
     for _ in range(n_rounds):
         for engine in engines:
-            take_turn(engine, few, many, images_per_file=images_per_file)
+            if engine.name not in ended:
+                try:
+                    take_turn(engine, few, many, images_per_file=images_per_file)
+                except RuntimeError as e:
+                    ended[engine.name] = str(e)
+    return ended
 
 
 def median_cpu_ms(engine: Engine) -> float:

@@ -177,14 +177,17 @@ def compare(peers: Sequence[Peer], *, featurizer: str, n_rounds: int = N_ROUNDS)
                 started.append((peer, str(e)))
             else:
                 started.append((peer, engine))
-        interleaved(
+        ended = interleaved(
             [ours, *(engine for _, engine in started if not isinstance(engine, str))],
             FEW,
             N_IMAGES // PER_FILE,
             images_per_file=PER_FILE,
             n_rounds=n_rounds,
         )
-    return [_row(peer, ours, engine, featurizer=featurizer, where=where) for peer, engine in started]
+    return [
+        _row(peer, ours, ended.get(ours.name, ended.get(peer.row, engine)), featurizer=featurizer, where=where)
+        for peer, engine in started
+    ]
 
 
 def _row(peer: Peer, ours: Engine, engine: Engine | str, *, featurizer: str, where: Sequence[int]) -> Row:
@@ -242,11 +245,8 @@ def ray_rows() -> list[Row]:
 def model_rows() -> list[Row]:
     """B7: all patterns of B3 to B6 with EfficientNet-Lite0; `B7.B5.best` is that of B5.best. Ahead of each is asked."""
     peers = [replace(peer, row=f"B7.{peer.row}", reach=1.0) for peer in PATTERNS]
-    rows = []
-    for group in ("B3", "B4", "B5", "B6"):  # not all at once: their processes hold a model each
-        some = [peer for peer in peers if peer.row.startswith(f"B7.{group}")]
-        rows += compare(some, featurizer="lite0")
-    return rows
+    # One by one: predict_batch_udf's tensors take 6 GB in each of its workers.
+    return [row for peer in peers for row in compare([peer], featurizer="lite0")]
 
 
 def tax_rows() -> list[Row]:

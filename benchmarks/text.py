@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -54,6 +56,26 @@ def plainly() -> Callable[[Image], list[Line]]:
     return read
 
 
+@contextmanager
+def network_seconds() -> Iterator[list[float]]:
+    """While the block runs: the CPU seconds that ONNX Runtime's sessions take, as the one number of a list."""
+    import onnxruntime
+
+    spent, run = [0.0], onnxruntime.InferenceSession.run
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        started = time.process_time()
+        answer = run(*arguments, **options)
+        spent[0] += time.process_time() - started
+        return answer
+
+    onnxruntime.InferenceSession.run = counted
+    try:
+        yield spent
+    finally:
+        onnxruntime.InferenceSession.run = run
+
+
 def rows() -> list[Row]:
     """B14 and B15, picture by picture in turn, process CPU seconds."""
     if not SIGNS.is_dir():
@@ -61,25 +83,32 @@ def rows() -> list[Row]:
         return [not_measured(i, WHAT[i], unit="cpu_s/image", reach=REACH[i], reason=reason) for i in WHAT]
     weights = {w.name: fetch(w.uri, w.sha256) for w in OCR_WEIGHTS}
     readers = [plainly(), *(load_reader(spec, weights) for spec in SPECS)]
-    spent = [0.0] * len(readers)
+    spent, in_networks = [0.0] * len(readers), [0.0] * len(readers)
     n_pictures = n_lines = n_same = 0
     n_kept = [0] * len(readers)
     for picture in pictures():
         found = []
         for i, read in enumerate(readers):
-            started = time.process_time()
-            found.append(read(picture))
-            spent[i] += time.process_time() - started
+            with network_seconds() as seconds_there:
+                started = time.process_time()
+                found.append(read(picture))
+                spent[i] += time.process_time() - started
+            in_networks[i] += seconds_there[0]
         n_pictures += 1
         n_lines += len(readable(found[0]))
         n_same += [line.text for line in found[1]] == [line.text for line in found[0]]
         for i, lines in enumerate(found):
             left = readable(found[0])
             n_kept[i] += sum(text in left and left.remove(text) is None for text in readable(lines))
-    settings = {"n_images": n_pictures, "readable_lines": n_lines, **machine()}
+    shares = [round(there / seconds, 3) for there, seconds in zip(in_networks, spent, strict=True)]
+    settings = {"n_images": n_pictures, "readable_lines": n_lines, "peer_share_in_networks": shares[0], **machine()}
     more: list[dict[str, object]] = [
-        {"pictures_with_the_same_lines": n_same},
-        {"share_of_lines": round(n_kept[2] / max(1, n_lines), 3), "reach_share_of_lines": REACH_SHARE},
+        {"pictures_with_the_same_lines": n_same, "share_in_networks": shares[1]},
+        {
+            "share_in_networks": shares[2],
+            "share_of_lines": round(n_kept[2] / max(1, n_lines), 3),
+            "reach_share_of_lines": REACH_SHARE,
+        },
     ]
     return [
         Row(
