@@ -188,6 +188,7 @@ def run(spark: SparkSession, lake: Lake, config: Config, run: Run, work: Work) -
     rows: list[tuple[object, ...]] = []
     metrics: dict[str, float] = {}
     said: list[str] = []
+    notes: list[str] = []
     for name in config.evaluate.golden:
         run.progress(f"evaluating on {name}")
         number, items = read_golden(spark, lake, name, at=run.inputs[GOLDEN.name])
@@ -207,6 +208,8 @@ def run(spark: SparkSession, lake: Lake, config: Config, run: Run, work: Work) -
                     rows.append((*of_all, one.metric, item_id, None if math.isnan(value) else value))
             if found:
                 said.append(f"{due.spec.id} on {golden_set}@{number}: {found[0].metric} {found[0].value:.3f}")
+                values = ", ".join(f"{one.metric} {one.value:.3f}" for one in found if "/" not in one.metric)
+                notes.append(f"{due.spec.id} on {golden_set}@{number}, {len(items)} items: {values}")
     if not said:
         allowed = "; ".join(f"{kind} on {', '.join(sets)}" for kind, sets in MEASURES.items())
         raise ConfigError(
@@ -215,4 +218,4 @@ def run(spark: SparkSession, lake: Lake, config: Config, run: Run, work: Work) -
     run.check_owned()
     new = spark.createDataFrame(rows, schema_ddl(EVALUATIONS.columns))
     append(new.coalesce(1), lake, EVALUATIONS, app_id=f"evaluate/{run.run_id}", transaction=0, owner=run.owner)
-    return JobResult(status="finished", message="; ".join(said), metrics=metrics, outputs=work.outputs)
+    return JobResult(status="finished", message="; ".join(said), metrics=metrics, outputs=work.outputs, notes=notes)

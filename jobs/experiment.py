@@ -87,6 +87,7 @@ def evaluating(arm: Arm, golden: str) -> Prepared:
         outputs={},
         pins=evaluate.pins,
         run=lambda spark, lake, run: evaluate.run(spark, lake, config, run, arm.work),
+        is_measured=False,
     )
 
 
@@ -212,7 +213,13 @@ def concluding(baseline: Measured, candidate: Measured, found: Candidate, inputs
         outputs={key: f"{one.arm.due.spec.id}#{one.arm.due.fingerprint}" for key, one in both.items()},
         metrics={f"difference/{line.metric}": line.difference for line in found.lines if line.slice is None},
     )
-    return Prepared(name=COMPARE, outputs={}, pins=lambda spark, lake: inputs, run=lambda spark, lake, run: result)
+    return Prepared(
+        name=COMPARE,
+        outputs={},
+        pins=lambda spark, lake: inputs,
+        run=lambda spark, lake, run: result,
+        is_measured=False,
+    )
 
 
 def replace_golden(experiment: Experiment, number: int) -> Experiment:

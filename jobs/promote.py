@@ -111,6 +111,7 @@ def _move(common: Common, job: str, chosen: Any) -> Ending:
             outputs={},
             pins=lambda spark, lake: {},
             run=lambda spark, lake, run: JobResult(status="accepted", message=said, outputs=outputs),
+            is_measured=False,
         )
         with tracking.pipeline_run(
             lake, config, name=common.run_id, warn=progress, tags={"jobs": job, "why": why}

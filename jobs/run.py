@@ -41,6 +41,7 @@ class Prepared:
     outputs: Mapping[str, str]  # featurizer -> fingerprint
     pins: Callable[[SparkSession, Lake], Mapping[str, int]]
     run: Callable[[SparkSession, Lake, Run], JobResult]
+    is_measured: bool = True  # by the rows of documents, media, frames, features and mentions that it commits
 
 
 def prepare(name: str, config: Config, selection: Selection) -> Prepared:
@@ -64,6 +65,7 @@ def prepare(name: str, config: Config, selection: Selection) -> Prepared:
             outputs={},
             pins=golden.pins,
             run=lambda spark, lake, run: golden.run(spark, lake, run, config.golden),
+            is_measured=False,
         )
     if name == "evaluate":
         evaluate.validate(config)
@@ -73,6 +75,7 @@ def prepare(name: str, config: Config, selection: Selection) -> Prepared:
             outputs={},
             pins=evaluate.pins,
             run=lambda spark, lake, run: evaluate.run(spark, lake, config, run, measured_work),
+            is_measured=False,
         )
     check.vector_lengths(config)
     return Prepared(
@@ -119,8 +122,10 @@ def run_jobs(common: Common, names: Sequence[str], *, selection: Selection | Non
                 break
         if not done:
             return Ending(exit_code=FINISHED, message="; ".join(skipped))
-        progress("writing the report")
-        report = _report(spark, lake, common, done, parent)
+        report = None
+        if any(job.is_measured for job in jobs):
+            progress("writing the report")
+            report = _report(spark, lake, common, done, parent)
     statuses = [one.result.status for one in done]
     judged = next((status for status in statuses if status in ("accepted", "rejected")), statuses[-1])
     facts = {
@@ -128,9 +133,12 @@ def run_jobs(common: Common, names: Sequence[str], *, selection: Selection | Non
         "lake": lake.uri,
         "status": judged,
         "jobs": {one.run_id: one.result.message for one in done},
-        "report": str(report),
     }
-    message = "; ".join([*skipped, *(one.result.message for one in done), f"report at {report}"])
+    messages = [*skipped, *(one.result.message for one in done)]
+    if report is not None:
+        facts["report"] = str(report)
+        messages.append(f"report at {report}")
+    message = "; ".join(messages)
     return Ending(exit_code=REJECTED if judged == "rejected" else FINISHED, message=message, facts=facts)
 
 
@@ -164,8 +172,9 @@ def run_job(
         spent = metrics.job_time(
             job.name, wall_s=time.monotonic() - began, n_cores=spark.sparkContext.defaultParallelism
         )
-        total = metrics.merge(measured(spark, lake, [run_id]), spent)
-        result = replace(result, metrics=metrics.flat(total, config.prices) | dict(result.metrics))
+        if job.is_measured:
+            total = metrics.merge(measured(spark, lake, [run_id]), spent)
+            result = replace(result, metrics=metrics.flat(total, config.prices) | dict(result.metrics))
         finish(spark, lake, run, result, mlflow_run_id=child.mlflow_run_id)
         tracking.log_metrics(child, result.metrics)
         tracking.log_files(child, result.artifacts)

@@ -12,14 +12,36 @@ from typing import Any
 import numpy as np
 import pytest
 
+from jobs import golden
 from jobs.cli import app
+from jobs.config import ConfigError, Golden, load_config
 from jobs.evaluate import Frame, answer, first_vector, labels_of, media_vectors, similarities
-from jobs.golden_labels import LabelledBox
+from jobs.evaluate import run as run_evaluation
+from jobs.golden import read_golden
+from jobs.golden_labels import GoldenError, LabelledBox
+from jobs.lake import open_lake
 from jobs.quality import GoldenItem
+from jobs.runs import Run
+from jobs.work import prepare
+from tests.rows import NOW
 
 CONCEPTS = "concept_efficientnet.lite0@1"
 SHOWN = {"chelsea": "tabby cat", "coffee": "espresso", "rocket": "missile", "motorcycle": "moped"}
 Command = Callable[..., dict[str, Any]]
+EXPERIMENT: dict[str, Any] = {
+    "name": "labels",
+    "golden": "few",
+    "baseline": "one",
+    "variants": {
+        "five": {"featurizer": CONCEPTS},
+        "one": {"featurizer": CONCEPTS, "set": {"evaluate.bridge_labels": 1}},
+    },
+    "metrics": {"top_1": {"margin": 0.02}},
+    "guardrails": {"p95_ms": {"at_most": 50}, "error_rate": {"at_most": 0}},
+    "slices": ["size"],
+    "repeats": 3,
+    "timed_media": 4,
+}
 
 
 def feature(vector: list[float] | None, label: str | None = None, score: float | None = None) -> dict[str, Any]:
@@ -92,54 +114,64 @@ def lakelens(spark: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.spark
-def test_labels_become_a_version_once_and_a_featurizer_is_measured_on_it_item_by_item(
-    lakelens: Command, pictures: Path, tmp_path: Path
+def test_labels_become_a_golden_set_and_variants_are_measured_on_it_item_by_item_and_compared(
+    spark: Any, lakelens: Command, pictures: Path, tmp_path: Path
 ) -> None:
     from deltalake import DeltaTable
 
     labels = write_labels(tmp_path / "labels.csv", SHOWN)
     add = ("golden", "add", "few", "--kind", "labels", "--labels", str(labels), "--pictures", str(pictures))
     assert "few version 1 with 4 items" in lakelens(*add, "--licence", "CC0")["message"]
-    assert "few version 1 with 4 items" in lakelens(*add, "--licence", "CC0")["message"]  # nothing new: no version
     evaluate = ("evaluate", "--golden", "few", "--featurizer", CONCEPTS)
     refused = lakelens(*evaluate, exit_code=2)["message"]
     assert "4 of 4 media have no features of concept_efficientnet.lite0@1#" in refused
-    lakelens("featurize", "--featurizer", CONCEPTS, "--golden", "few")
-    features = DeltaTable(str(tmp_path / "lake" / "features")).to_pyarrow_table(columns=["media_id"])
-    assert len(features) == 4  # the picture without labels is not in the set
-    outcome = lakelens(*evaluate)
-    rows = DeltaTable(str(tmp_path / "lake" / "evaluations")).to_pyarrow_table().to_pylist()
-    assert {(row["golden_set"], row["golden_version"], row["featurizer"]) for row in rows} == {("few", 1, CONCEPTS)}
-    assert all(row["run_id"] == f"{outcome['run_id']}.evaluate" for row in rows)
+    (tmp_path / "labels.yaml").write_text(json.dumps(EXPERIMENT))
+    outcome = lakelens("experiment", str(tmp_path / "labels.yaml"), "--run-id", "try")
+    assert outcome["verdicts"] == {"five": "not judged"} and outcome["golden"] == "few@1"
+    assert "4 items, at least 50 are needed for an interval" in outcome["message"]
+    page = Path(outcome["report"]).read_text()
+    assert "not judged" in page and "share one fingerprint and were computed once" in page
+
+    def table(name: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = DeltaTable(str(tmp_path / "lake" / name)).to_pyarrow_table().to_pylist()
+        return found
+
+    features = table("features")  # the picture without labels is not in the set
+    assert len(features) == 4 and {row["run_id"] for row in features} == {"try.one.experiment"}
+    [verdict] = [row for row in table("runs") if row["job"] == "compare"]
+    assert (verdict["run_id"], verdict["status"]) == ("try.five.compare", "finished")  # neither accepted nor rejected
+    assert dict(verdict["outputs"]).keys() == {"baseline", "candidate"}
+    both = table("evaluations")
+    assert {(row["golden_set"], row["golden_version"], row["featurizer"]) for row in both} == {("few", 1, CONCEPTS)}
+    assert {row["run_id"] for row in both} == {"try.one.evaluate", "try.five.evaluate"}
+    rows = [row for row in both if row["run_id"] == "try.five.evaluate"]
     top_1 = {row["item_id"]: row["value"] for row in rows if row["metric"] == "top_1"}
     assert sorted(top_1.values()) == [0, 1, 1, 1]  # the picture that is cut off has failed
     by_class = {row["item_id"]: row["value"] for row in rows if row["metric"] == "recall_at_1"}
     assert by_class == {"tabby cat": 1, "espresso": 1, "missile": 1, "moped": 0}
 
+    lake = open_lake(spark, str(tmp_path / "lake"))
+    described = {"name": "few", "kind": "labels", "labels": str(labels), "pictures": str(pictures)}
+    same, other = (Golden(**described, card={"licence": licence}) for licence in ("CC0", "MIT"))
+    assert "few version 1" in golden.run(spark, lake, a_run("again"), [same]).message  # nothing new: no version
+    assert "few version 2" in golden.run(spark, lake, a_run("new card"), [other]).message
     write_labels(labels, SHOWN | {"coffee": "cup"})
-    assert "few version 2 with 4 items" in lakelens(*add, "--licence", "CC0")["message"]
+    assert "few version 3" in golden.run(spark, lake, a_run("new label"), [other]).message
     listed = lakelens("golden", "list")["golden"]
     assert [(one["golden"], one["version"], one["licence"], one["slices"]) for one in listed] == [
-        ("few", 2, "CC0", ["size"]),
-        ("few", 1, "CC0", ["size"]),
+        ("few", version, licence, ["size"]) for version, licence in ((3, "MIT"), (2, "MIT"), (1, "CC0"))
     ]
-    lakelens("evaluate", "--golden", "few@1", "--featurizer", CONCEPTS)
-    assert (
-        "few@7' is not in the lake; there are: few@2, few@1"
-        in (lakelens("evaluate", "--golden", "few@7", "--featurizer", CONCEPTS, exit_code=2)["message"])
-    )
-    assert (
-        "none of object_yolov3.tiny@1 is measured on few"
-        in (lakelens("evaluate", "--golden", "few", "--featurizer", "object_yolov3.tiny@1", exit_code=2)["message"])
-    )
+    assert [read_golden(spark, lake, name)[0] for name in ("few", "few@1")] == [3, 1]
+    with pytest.raises(GoldenError, match=r"few@7' is not in the lake; there are: few@3, few@2, few@1"):
+        read_golden(spark, lake, "few@7")
+    write_labels(labels, {"chelsea": "tabby cat", "absent": "dog"})
+    with pytest.raises(GoldenError, match=r"1 of 2 pictures .* such as file://.*/absent.jpg \(not crawled\)"):
+        golden.run(spark, lake, a_run("absent"), [same])
+    objects = prepare(load_config(assignments=["featurize.featurizers=[object_yolov3.tiny@1]"]).featurize)
+    with pytest.raises(ConfigError, match=r"none of object_yolov3.tiny@1, .* is measured on few; allowed: concept on"):
+        run_evaluation(spark, lake, load_config(assignments=["evaluate.golden=[few]"]), a_run("objects"), objects)
 
 
-@pytest.mark.spark
-def test_labels_of_pictures_that_are_not_in_the_lake_are_refused_by_name(
-    lakelens: Command, pictures: Path, tmp_path: Path
-) -> None:
-    labels = write_labels(tmp_path / "labels.csv", {"chelsea": "tabby cat", "absent": "dog"})
-    add = ("golden", "add", "few", "--kind", "labels", "--labels", str(labels), "--pictures", str(pictures))
-    said = lakelens(*add, exit_code=2)["message"]
-    assert "1 of 2 pictures of the labels are not in the lake, such as file://" in said
-    assert said.endswith("/absent.jpg (not crawled)")
+def a_run(name: str) -> Run:
+    inputs = {"features": None, "golden": None}
+    return Run(run_id=name, job="golden", owner=name, inputs=inputs, started=NOW, resumed=False)  # type: ignore[arg-type]

@@ -1,8 +1,7 @@
-"""Experiment files are checked whole; variants are computed once, measured, timed and compared; the page says it."""
+"""Experiment files are checked whole before Spark starts, and what was said of an item stands on the page."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +12,7 @@ from jobs.evaluate import Frame
 from jobs.experiment import arms
 from jobs.experiment_file import checked, read_experiment, two_featurizers
 from jobs.experiment_page import said_of
-from tests.test_evaluate import CONCEPTS, SHOWN, Command, feature, lakelens, pictures, write_labels
-
-__all__ = ["lakelens", "pictures"]  # fixtures
-
-STATED: dict[str, Any] = {
-    "name": "labels",
-    "golden": "few",
-    "baseline": "one",
-    "variants": {
-        "five": {"featurizer": CONCEPTS},
-        "one": {"featurizer": CONCEPTS, "set": {"evaluate.bridge_labels": 1}},
-    },
-    "metrics": {"top_1": {"margin": 0.02}},
-    "guardrails": {"p95_ms": {"at_most": 50}, "error_rate": {"at_most": 0}},
-    "slices": ["size"],
-    "repeats": 3,
-    "timed_media": 4,
-}
+from tests.test_evaluate import CONCEPTS, EXPERIMENT, feature
 
 
 @pytest.mark.parametrize("path", sorted(Path("conf/experiments").glob("*.yaml")), ids=lambda path: path.stem)
@@ -53,19 +35,22 @@ def test_every_worked_experiment_can_be_read(path: Path) -> None:
 )
 def test_what_is_wrong_with_a_file_is_named(changed: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=r"^file\.yaml: ") as caught:
-        checked(STATED | changed, "file.yaml")
+        checked(EXPERIMENT | changed, "file.yaml")
     assert said in str(caught.value)
 
 
 def test_the_baseline_comes_first_and_each_variant_has_its_own_settings() -> None:
-    found = arms(checked(STATED, "file"), load_config())
+    found = arms(checked(EXPERIMENT, "file"), load_config())
     assert [(arm.name, arm.config.evaluate.bridge_labels) for arm in found] == [("one", 1), ("five", 5)]
     assert {arm.due.fingerprint for arm in found} == {found[0].due.fingerprint}
-    fast = STATED | {
-        "variants": STATED["variants"] | {"fast": {"featurizer": CONCEPTS, "set": {"featurize.decode_profile": "fast"}}}
+    fast = EXPERIMENT | {
+        "variants": EXPERIMENT["variants"]
+        | {"fast": {"featurizer": CONCEPTS, "set": {"featurize.decode_profile": "fast"}}}
     }
     assert len({arm.due.fingerprint for arm in arms(checked(fast, "file"), load_config())}) == 2
-    wrong = STATED | {"variants": STATED["variants"] | {"odd": {"featurizer": CONCEPTS, "set": {"featurize.speed": 1}}}}
+    wrong = EXPERIMENT | {
+        "variants": EXPERIMENT["variants"] | {"odd": {"featurizer": CONCEPTS, "set": {"featurize.speed": 1}}}
+    }
     with pytest.raises(ConfigError, match=r"featurize\.speed is not a configuration key"):
         arms(checked(wrong, "file"), load_config())
 
@@ -82,30 +67,3 @@ def test_what_was_said_of_a_media_is_that_of_its_first_frame_that_did_not_fail()
     ]
     assert said_of(frames) == (["cat 50%", "dog"], [("dog", 0, 0.25, 0.5, 0.75)])
     assert said_of([Frame(0, None)]) == ([], [])
-
-
-@pytest.mark.spark
-def test_an_experiment_computes_equal_fingerprints_once_and_ends_with_a_page_and_verdicts(
-    lakelens: Command, pictures: Path, tmp_path: Path
-) -> None:
-    from deltalake import DeltaTable
-
-    labels = write_labels(tmp_path / "labels.csv", SHOWN)
-    lakelens("golden", "add", "few", "--kind", "labels", "--labels", str(labels), "--pictures", str(pictures))
-    file = tmp_path / "labels.yaml"
-    file.write_text(json.dumps(STATED))
-    outcome = lakelens("experiment", str(file), "--run-id", "try")
-    assert outcome["verdicts"] == {"five": "not judged"} and outcome["golden"] == "few@1"
-    assert "4 items, at least 50 are needed for an interval" in outcome["message"]
-    page = Path(outcome["report"]).read_text()
-    assert "not judged" in page and "share one fingerprint and were computed once" in page
-
-    def rows(table: str) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = DeltaTable(str(tmp_path / "lake" / table)).to_pyarrow_table().to_pylist()
-        return found
-
-    assert {row["run_id"] for row in rows("features")} == {"try.one.experiment"} and len(rows("features")) == 4
-    assert {row["run_id"] for row in rows("evaluations")} == {"try.one.evaluate", "try.five.evaluate"}
-    before = len(rows("evaluations"))
-    assert lakelens("experiment", str(file), "--run-id", "try")["verdicts"] == {"five": "not judged"}
-    assert (len(rows("features")), len(rows("evaluations"))) == (4, before)  # resumed: nothing was lacking
