@@ -23,10 +23,9 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from featurizers import concept_efficientnet, label_bridge, object_yolov3
+from featurizers import concept_efficientnet, object_yolov3
 from featurizers.decode import decode_image
 from featurizers.delivery import fit, placement, resize, upright_boxes
-from featurizers.minilm import MINILM_WEIGHTS, load_text_encoder
 from featurizers.onnx_session import open_session
 from featurizers.spec import Extract, Features, FeaturizerSpec, Image, all_specs, featurizer_module, find_spec
 from featurizers.weights import fetch, resolve
@@ -178,14 +177,12 @@ def average_precision(ranked: NDArray[np.bool_]) -> float:
 def concept_mean_average_precision(labelled: Labelled, featurizer_id: str = CONCEPTS) -> float:
     """Text to image over the classes that occur: query "a photo of a <class>", stored top five through the bridge."""
     spec, extract = loaded(featurizer_id)
-    encode = load_text_encoder({w.name: fetch(w.uri, w.sha256) for w in MINILM_WEIGHTS})
-    names = concept_efficientnet.class_names(resolve(spec)[1][concept_efficientnet.NAMES])
-    bridge = label_bridge.label_bridge(names, encode)
+    search = concept_efficientnet.text_search(spec, resolve(spec)[1])
     frames = []
     for image in labelled.image:
         found = extract([fit(image, spec)])
         assert found.label is not None and found.score is not None
-        frames.append(label_bridge.image_text_vector(bridge, [str(label) for label in found.label], found.score))
+        frames.append(search.of_frame(found.vector, [str(label) for label in found.label], found.score))
     shown = {
         category: np.array(
             [
@@ -197,7 +194,7 @@ def concept_mean_average_precision(labelled: Labelled, featurizer_id: str = CONC
     }
     precisions = []
     for category, relevant in shown.items():
-        query = label_bridge.query_vector(bridge, f"a photo of a {labelled.class_names[category]}", encode)
+        query = search.of_texts([f"a photo of a {labelled.class_names[category]}"])[0]
         precisions.append(average_precision(relevant[np.argsort(-(np.stack(frames) @ query), kind="stable")]))
     return float(np.mean(precisions))
 

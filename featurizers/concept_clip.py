@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurizers.device import LANES, Array, DeviceUnavailable, FixedBatches, Network, gpu_index, threads
-from featurizers.spec import Extract, Features, FeaturizerSpec, Image, Weights, no_features
+from featurizers.spec import Extract, Features, FeaturizerSpec, Image, TextSearch, Weights, no_features
 from featurizers.weights import WeightsError, fetch
 
 SPECS: tuple[FeaturizerSpec, ...] = ()  # there is none until a model is configured: spec_for
@@ -329,3 +329,10 @@ def text_vectors(texts: Sequence[str], weights: Mapping[str, Path], device: str 
         with torch.inference_mode():
             batches.append(_unit(model.get_text_features(**inputs).pooler_output.float().cpu().numpy()))
     return np.concatenate(batches)
+
+
+def text_search(spec: FeaturizerSpec, weights: Mapping[str, Path], *, n_labels: int = 0) -> TextSearch:
+    """Search by words in the model's own space; a picture's vector is the one that is stored."""
+    return TextSearch(
+        of_texts=lambda texts: text_vectors(texts, weights), of_frame=lambda vector, label, score: vector[0]
+    )

@@ -11,9 +11,12 @@ from numpy.typing import NDArray
 
 from featurizers import onnx_graph, quantization
 from featurizers.device import LANES
+from featurizers.label_bridge import image_text_vector, label_bridge, query_vectors
+from featurizers.minilm import MINILM_WEIGHTS, load_text_encoder
 from featurizers.onnx_graph import Array, Graph
 from featurizers.onnx_session import open_network
-from featurizers.spec import Extract, Features, FeaturizerSpec, Image, Setting, Weights, no_features
+from featurizers.spec import Extract, Features, FeaturizerSpec, Image, Setting, TextSearch, Weights, no_features
+from featurizers.weights import fetch
 
 N_CLASSES = 1000
 N_LABELS = 5  # stored for each picture
@@ -212,3 +215,14 @@ def load(spec: FeaturizerSpec, weights: Mapping[str, Path], device: str) -> Extr
         )
 
     return extract
+
+
+def text_search(spec: FeaturizerSpec, weights: Mapping[str, Path], *, n_labels: int = N_LABELS) -> TextSearch:
+    """Search by words over the label bridge, by at most `n_labels` of a picture's classes; raises WeightsError."""
+    encode = load_text_encoder({w.name: fetch(w.uri, w.sha256) for w in MINILM_WEIGHTS})
+    bridge = label_bridge(class_names(weights[NAMES]), encode)
+
+    def of_frame(vector: NDArray[np.float32], label: Sequence[str], score: NDArray[np.float32]) -> NDArray[np.float32]:
+        return image_text_vector(bridge, label[:n_labels], score[:n_labels])
+
+    return TextSearch(of_texts=lambda texts: query_vectors(bridge, texts, encode), of_frame=of_frame)

@@ -66,6 +66,8 @@ def image_text_vector(
     return _unit(weight @ bridge.vectors[[bridge.row[label] for label in labels]])
 
 
-def query_vector(bridge: LabelBridge, text: str, encode: TextEncoder) -> Vector:
-    """The (384,) vector of a query; "a photo of a dog" is nearer to how pictures are described than "dog"."""
-    return _unit(encode([text])[0] - bridge.mean)
+def query_vectors(bridge: LabelBridge, texts: Sequence[str], encode: TextEncoder) -> NDArray[np.float32]:
+    """(N, 384) of N queries; "a photo of a dog" is nearer to how pictures are described than "dog"."""
+    found = encode(texts) - bridge.mean
+    vectors: NDArray[np.float32] = (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
+    return vectors

@@ -77,11 +77,21 @@ class Features:
 Extract = Callable[[Sequence[Image]], Features]  # one call, one batch of B images
 
 
+@dataclass(frozen=True)
+class TextSearch:
+    """How the pictures of a concept featurizer are found by words; what both functions give is compared by cosine."""
+
+    of_texts: Callable[[Sequence[str]], NDArray[np.float32]]  # N texts -> (N, K)
+    # One frame's stored vectors (N, dim), labels and scores, best first -> (K,)
+    of_frame: Callable[[NDArray[np.float32], Sequence[str], NDArray[np.float32]], NDArray[np.float32]]
+
+
 class Featurizer(Protocol):
     """A module satisfies it.
 
-    It may also have `prepare(spec, weights)`, which converts weights before they are shipped, and `GPU_LANES`, the
-    number of threads that may call an `extract` for a GPU at once (1 without it).
+    It may also have `prepare(spec, weights)`, which converts weights before they are shipped; `GPU_LANES`, the number
+    of threads that may call an `extract` for a GPU at once (1 without it); and, for concepts that words lead to,
+    `text_search(spec, weights, n_labels=...) -> TextSearch`, which uses at most `n_labels` of a frame's labels.
     """
 
     SPECS: Sequence[FeaturizerSpec]

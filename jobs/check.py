@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 JUDGED_JOBS = ("crawl", "featurize")
+EXPERIMENT = "experiment"  # featurizes as well, for a comparison
 JUDGED_TABLES = (FETCHES, DOCUMENTS, MEDIA, FRAMES, FEATURES, MENTIONS)
 
 
@@ -54,11 +55,16 @@ class JudgedRun:
 def judged_runs(
     rows: Sequence[Mapping[str, Any]], covered: Sequence[str], *, now: datetime, expiry_s: float
 ) -> list[JudgedRun]:
-    """The crawl and featurize runs among the rows of `runs` that nothing accepted covers and nobody still executes."""
+    """The crawl and featurize runs among the rows of `runs` that nothing accepted covers and nobody still executes.
+
+    And experiments whose vectors a featurize run wrote as well: else what they found stays unpublished.
+    """
     judged = []
+    written = {pair for row in rows if row["job"] in JUDGED_JOBS for pair in (row["outputs"] or {}).items()}
     for row in sorted(rows, key=lambda row: str(row["run_id"])):
         lives = row["status"] == "running" and (now - row["heartbeat"]).total_seconds() < expiry_s
-        if row["job"] in JUDGED_JOBS and row["run_id"] not in covered and not lives:
+        wanted = row["job"] == EXPERIMENT and written.issuperset((row["outputs"] or {}).items())
+        if (row["job"] in JUDGED_JOBS or wanted) and row["run_id"] not in covered and not lives:
             complete = row["status"] not in ("running", "failed")
             outputs = dict(row["outputs"] or {})
             judged.append(JudgedRun(run_id=row["run_id"], owner=row["owner"], complete=complete, outputs=outputs))

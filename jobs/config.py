@@ -87,6 +87,19 @@ class Check(_Section):
     max_error_rate: ErrorBudget
 
 
+class Golden(_Section):
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    kind: Literal["boxes", "labels", "queries", "copies", "text"]
+    labels: str  # a file, or for labels a folder of folders
+    pictures: str = ""  # folder or URL that file names of the labels are relative to
+    card: dict[str, str] = Field(default_factory=dict)  # what it is, its licence, its known bias
+
+
+class Evaluate(_Section):
+    golden: tuple[str, ...] = ()
+    bridge_labels: int = Field(ge=1)
+
+
 class Prices(_Section):
     usd_per_core_hour: float = Field(ge=0)
     usd_per_gb_month: float = Field(ge=0)
@@ -101,6 +114,8 @@ class Config(_Section):
     crawl: Crawl
     featurize: Featurize
     check: Check
+    golden: tuple[Golden, ...] = ()
+    evaluate: Evaluate
     prices: Prices
 
     def digest(self) -> str:

@@ -132,14 +132,19 @@ def write_urls(sample: Path, base_url: str) -> Path:
 
 
 def demo_overrides(sample: Path, base_url: str) -> dict[str, Any]:
-    """What the demo lays over the configuration: conf/demo.yaml, the two sources, and the one address exempt."""
+    """What the demo lays over the configuration: conf/demo.yaml, the two sources, where the golden sets of that file
+    have their labels and pictures, and the one address exempt."""
     settings = yaml.safe_load((Path(__file__).parent.parent / "conf" / "demo.yaml").read_text())
     sources = [
         {"name": "web", "kind": "urls", "uri": str(write_urls(sample, base_url).resolve())},
         {"name": "folder", "kind": "folder", "uri": str((sample / "folder").resolve())},
     ]
     served = {"sources": sources, "allow_addresses": [urllib.parse.urlsplit(base_url).netloc]}
-    return merge(settings, {"crawl": served})
+    golden = [
+        {**one, "labels": str((sample / "golden" / one["labels"]).resolve()), "pictures": base_url}
+        for one in settings["golden"]
+    ]
+    return merge(settings, {"crawl": served, "golden": golden})
 
 
 def prepared_sample() -> Path:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from featurizers.probe import VIDEO_FORMAT
 from jobs import featurize
 from jobs import lake as lakes
-from jobs.cli import FINISHED, REJECTED, Common, Ending
+from jobs.command import FINISHED, REJECTED, Common, Ending
 from jobs.config import Config
 from jobs.estimate import Population, Prediction, Rehearsal, Stratum, allocate, over_limit, predict
 from jobs.lake import Lake, append, open_lake, read

@@ -9,8 +9,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from jobs import check, crawl, featurize, metrics, tracking
-from jobs.cli import FINISHED, REJECTED, Common, Ending
+from jobs import check, crawl, evaluate, featurize, golden, metrics, tracking
+from jobs.command import FINISHED, REJECTED, Common, Ending
 from jobs.config import Config
 from jobs.lake import Lake, lake_at, open_lake, read
 from jobs.progress import Progress
@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 
     from pyspark.sql import SparkSession
 
-PIPELINE = ("crawl", "featurize", "check")
+
+def pipeline(config: Config) -> list[str]:
+    """The jobs of a pipeline in order: golden sets and evaluations where some are configured."""
+    golden_sets = ["golden"] if config.golden else []
+    return ["crawl", *golden_sets, "featurize", "check", *(["evaluate"] if config.evaluate.golden else [])]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +41,7 @@ class Prepared:
     outputs: Mapping[str, str]  # featurizer -> fingerprint
     pins: Callable[[SparkSession, Lake], Mapping[str, int]]
     run: Callable[[SparkSession, Lake, Run], JobResult]
+    is_measured: bool = True  # by the rows of documents, media, frames, features and mentions that it commits
 
 
 def prepare(name: str, config: Config, selection: Selection) -> Prepared:
@@ -53,6 +58,24 @@ def prepare(name: str, config: Config, selection: Selection) -> Prepared:
             outputs=work.outputs,
             pins=featurize.pins,
             run=lambda spark, lake, run: featurize.run(spark, lake, config, run, work, selection),
+        )
+    if name == "golden":
+        return Prepared(
+            name=name,
+            outputs={},
+            pins=golden.pins,
+            run=lambda spark, lake, run: golden.run(spark, lake, run, config.golden),
+            is_measured=False,
+        )
+    if name == "evaluate":
+        evaluate.validate(config)
+        measured_work = prepare_work(config.featurize)
+        return Prepared(
+            name=name,
+            outputs={},
+            pins=evaluate.pins,
+            run=lambda spark, lake, run: evaluate.run(spark, lake, config, run, measured_work),
+            is_measured=False,
         )
     check.vector_lengths(config)
     return Prepared(
@@ -99,18 +122,24 @@ def run_jobs(common: Common, names: Sequence[str], *, selection: Selection | Non
                 break
         if not done:
             return Ending(exit_code=FINISHED, message="; ".join(skipped))
-        progress("writing the report")
-        report = _report(spark, lake, common, done, parent)
-    rejected = done[-1].result.status == "rejected"
+        report = None
+        if any(job.is_measured for job in jobs):
+            progress("writing the report")
+            report = _report(spark, lake, common, done, parent)
+    statuses = [one.result.status for one in done]
+    judged = next((status for status in statuses if status in ("accepted", "rejected")), statuses[-1])
     facts = {
         "run_id": common.run_id,
         "lake": lake.uri,
-        "status": done[-1].result.status,
+        "status": judged,
         "jobs": {one.run_id: one.result.message for one in done},
-        "report": str(report),
     }
-    message = "; ".join([*skipped, *(one.result.message for one in done)])
-    return Ending(exit_code=REJECTED if rejected else FINISHED, message=f"{message}; report at {report}", facts=facts)
+    messages = [*skipped, *(one.result.message for one in done)]
+    if report is not None:
+        facts["report"] = str(report)
+        messages.append(f"report at {report}")
+    message = "; ".join(messages)
+    return Ending(exit_code=REJECTED if judged == "rejected" else FINISHED, message=message, facts=facts)
 
 
 def run_job(
@@ -143,8 +172,9 @@ def run_job(
         spent = metrics.job_time(
             job.name, wall_s=time.monotonic() - began, n_cores=spark.sparkContext.defaultParallelism
         )
-        total = metrics.merge(measured(spark, lake, [run_id]), spent)
-        result = replace(result, metrics=metrics.flat(total, config.prices) | dict(result.metrics))
+        if job.is_measured:
+            total = metrics.merge(measured(spark, lake, [run_id]), spent)
+            result = replace(result, metrics=metrics.flat(total, config.prices) | dict(result.metrics))
         finish(spark, lake, run, result, mlflow_run_id=child.mlflow_run_id)
         tracking.log_metrics(child, result.metrics)
         tracking.log_files(child, result.artifacts)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jobs.lake import Lake, read, repeated, sql_text
 from jobs.progress import Text
-from schemas import RUNS, Table
+from schemas import RUNS
 from schemas.table import spark_type
 
 if TYPE_CHECKING:
@@ -311,30 +311,6 @@ def covered_run_ids(spark: SparkSession, lake: Lake) -> DataFrame:
     from pyspark.sql import functions as F
 
     return read(spark, lake, RUNS).where("status = 'accepted'").select(F.explode("covers").alias("run_id")).distinct()
-
-
-class SeveralFingerprints(ValueError):
-    """A reader asked for a featurizer of which several vector spaces are published; the message lists them."""
-
-
-def published(spark: SparkSession, lake: Lake, table: Table, featurizer: str) -> DataFrame:
-    """The rows of `features` or `mentions` that readers are meant to see: of one featurizer, covered by accepted runs.
-
-    featurizer: a spec id, or `id#first digits of a fingerprint` where several fingerprints of it are published. Raises
-    SeveralFingerprints rather than mix vector spaces.
-    """
-    from pyspark.sql import functions as F
-
-    spec_id, _, digits = featurizer.partition("#")
-    of_it = read(spark, lake, table).where((F.col("featurizer") == spec_id) & F.col("fingerprint").startswith(digits))
-    rows = of_it.join(F.broadcast(covered_run_ids(spark, lake)), on="run_id", how="left_semi")
-    found = sorted(row.fingerprint for row in rows.select("fingerprint").distinct().collect())
-    if len(found) > 1:
-        raise SeveralFingerprints(
-            f"{featurizer} is published with {len(found)} fingerprints, whose vectors cannot be compared; "
-            f"name one: {', '.join(f'{spec_id}#{fingerprint[:8]}' for fingerprint in found)}"
-        )
-    return rows
 
 
 def judge(

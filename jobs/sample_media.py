@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import html
 import io
@@ -45,6 +46,8 @@ class Document:
     concepts: tuple[str, ...] = ()  # ImageNet classes, any of which names the picture
     lines: tuple[str, ...] = ()  # text in the picture
     gps: str | None = None  # catalogue id of the nearest place
+    photograph: str | None = None  # name of the photograph that it is a form of
+    form: str | None = None  # full, small, crop_left, ...
     content: bytes | None = field(default=None, repr=False)  # None: nothing is served there
 
 
@@ -103,7 +106,7 @@ def _photographs(described: Mapping[str, Any], sources: _Sources) -> Iterator[Do
                 content, extension = VARIANTS[variant](picture)
                 path = f"{collection}/{source}-{variant.replace('_', '-')}{extension}"
                 shown: dict[str, Any] = {"caption": caption, "collection": collection, **sources.shows(source)}
-                yield Document(path=path, content=content, **shown)
+                yield Document(path=path, content=content, photograph=source, form=variant, **shown)
     for item in described["journey"]["photographs"]:
         latitude, longitude = item["at"]
         taken = datetime.strptime(item["time"], "%Y:%m:%d %H:%M:%S")
@@ -313,12 +316,44 @@ def _expected(
         }
 
 
+def write_golden(folder: Path, documents: list[Document], places: Mapping[str, str]) -> None:
+    """The facts known about the pictures as golden sets, in the formats of `lakelens golden add`, paths below the site.
+
+    concepts: what photographs show. captions: each finds its own picture best, other forms of the photograph half as
+    well. copies: forms of one photograph. signs: the lines that were written, and the places that they name.
+    """
+    folder.mkdir()
+    forms = [d for d in documents if d.photograph is not None and d.table is None]
+
+    def csv_file(name: str, heading: str, rows: Iterator[tuple[object, ...]]) -> None:
+        with (folder / name).open("w", newline="") as stream:
+            writer = csv.writer(stream, lineterminator="\n")
+            writer.writerow(heading.split(","))
+            writer.writerows(rows)
+
+    named = [(d.path, concept, d.form, d.collection) for d in forms for concept in d.concepts]
+    csv_file("concepts.csv", "file,label,form,collection", iter(named))
+    found = (
+        (one.caption, other.path, 1 if other is one else 0.5, one.collection)
+        for one in forms
+        for other in forms
+        if other.photograph == one.photograph
+    )
+    csv_file("captions.csv", "query,file,gain,collection", found)
+    csv_file("copies.csv", "file,group,form", ((d.path, d.photograph, d.form) for d in forms))
+    with (folder / "signs.jsonl").open("w", encoding="utf-8") as stream:
+        for d in documents:
+            if d.lines and d.collection == "signs":
+                row = {"file": d.path, "lines": d.lines, "entities": places_in("\n".join(d.lines), places)}
+                stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
 def build(folder: Path) -> Path:
     """Build the sample in `folder` unless this version of it is there; return `folder`.
 
-    Writes site/ (to be served), urls.jsonl (addresses begin with `{base}`), folder/, expected.json (one object per
-    document), content_types.json and, last, manifest.json. Raises SampleError, and WeightsError where a package
-    cannot be had.
+    Writes site/ (to be served), urls.jsonl (addresses begin with `{base}`), folder/, golden/ (labels), expected.json
+    (one object per document), content_types.json and, last, manifest.json. Raises SampleError, and WeightsError where
+    a package cannot be had.
     """
     manifest = folder / "manifest.json"
     if manifest.is_file() and json.loads(manifest.read_text()).get("version") == sample_version():
@@ -338,6 +373,7 @@ def build(folder: Path) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(document.content or b"")
         (new / "urls.jsonl").write_text(_url_rows(site, titles))
+        write_golden(new / "golden", site, places)
         rows = [*_expected("web", site, titles, places), *_expected("folder", files, titles, places)]
         (new / "expected.json").write_text(json.dumps(rows, indent=1, ensure_ascii=False))
         (new / "content_types.json").write_text(json.dumps(described["content_types"], indent=1))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from jobs.cli import FINISHED, Common, Ending
+from jobs.command import FINISHED, Common, Ending
 from jobs.lake import lake_at, open_lake, read, snapshot
 from jobs.runs import covered_run_ids, run_rows
 from jobs.session import spark_session

@@ -81,16 +81,20 @@ def without_credentials(text: str) -> str:
 
 @contextmanager
 def pipeline_run(
-    lake: Lake, config: Config, *, name: str, tags: Mapping[str, str] | None = None, warn: Callable[[str], None]
-) -> Iterator[Tracked]:
+    lake: Lake, config: Config, *, name: str, tags: Mapping[str, str] | None = None, warn: Callable[[str], None],
+    experiment: str | None = None,
+) -> Iterator[Tracked]:  # fmt: skip
     """The parent run of a pipeline, with its resolved configuration as parameters and as an artifact.
+
+    experiment: of MLflow; None: that of MLFLOW_EXPERIMENT_NAME, or the one for all runs.
 
     Whatever MLflow does, the block runs: where it cannot be reached, `warn` is called once and nothing is logged.
     Raises ConfigError for a remote lake without MLFLOW_TRACKING_URI.
     """
     store = tracking_store(lake)
     all_tags = {"lake": lake.uri, "code_version": code_version(), "config_digest": config.digest(), **(tags or {})}
-    tracked = _start(store, name=name, tags=all_tags, warn=warn)
+    shown_in = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
+    tracked = _start(store, name=name, experiment=shown_in, tags=all_tags, warn=warn)
     with _ended(tracked):
         resolved = config.model_dump(mode="json")
         _log_parameters(tracked, flat_parameters(resolved))
@@ -146,7 +150,7 @@ def log_metrics(tracked: Tracked, metrics: Mapping[str, float]) -> None:
         for start in range(0, len(found), METRIC_BATCH):
             tracked.client.log_batch(tracked.mlflow_run_id, metrics=found[start : start + METRIC_BATCH])
 
-    _attempt(tracked, "metrics", send)
+    attempt(tracked, "metrics", send)
 
 
 def log_files(tracked: Tracked, paths: Sequence[str | Path]) -> None:
@@ -154,9 +158,9 @@ def log_files(tracked: Tracked, paths: Sequence[str | Path]) -> None:
     for path in map(Path, paths):
         name, run_id = path.name, tracked.mlflow_run_id
         if path.is_dir():
-            _attempt(tracked, name, partial(_call, tracked, "log_artifacts", run_id, str(path), name))
+            attempt(tracked, name, partial(_call, tracked, "log_artifacts", run_id, str(path), name))
         else:
-            _attempt(tracked, name, partial(_call, tracked, "log_artifact", run_id, str(path)))
+            attempt(tracked, name, partial(_call, tracked, "log_artifact", run_id, str(path)))
 
 
 def _call(tracked: Tracked, method: str, *arguments: Any) -> None:
@@ -165,10 +169,11 @@ def _call(tracked: Tracked, method: str, *arguments: Any) -> None:
 
 def log_text(tracked: Tracked, name: str, text: str) -> None:
     """Keep a text as an artifact."""
-    _attempt(tracked, name, lambda: tracked.client.log_text(tracked.mlflow_run_id, text, name))
+    attempt(tracked, name, lambda: tracked.client.log_text(tracked.mlflow_run_id, text, name))
 
 
-def _attempt(tracked: Tracked, what: str, send: Callable[[], object]) -> None:
+def attempt(tracked: Tracked, what: str, send: Callable[[], object]) -> None:
+    """Send something; where MLflow does not take it, warn and go on."""
     if tracked.client is None:
         return
     try:
@@ -177,7 +182,9 @@ def _attempt(tracked: Tracked, what: str, send: Callable[[], object]) -> None:
         tracked.warn(f"MLflow did not take {what}: {str(e).splitlines()[0][:200] if str(e) else type(e).__name__}")
 
 
-def _start(store: Store, *, name: str, tags: Mapping[str, str], warn: Callable[[str], None]) -> Tracked:
+def _start(
+    store: Store, *, name: str, experiment: str, tags: Mapping[str, str], warn: Callable[[str], None]
+) -> Tracked:
     for key, value in (QUIET | PATIENCE).items():
         os.environ.setdefault(key, value)
     try:
@@ -188,7 +195,7 @@ def _start(store: Store, *, name: str, tags: Mapping[str, str], warn: Callable[[
         from mlflow import MlflowClient
 
         client = MlflowClient(tracking_uri=store.uri)
-        experiment_id = _experiment(client, store)
+        experiment_id = _experiment(client, store, experiment)
         run = client.create_run(experiment_id, run_name=name, tags={**started_by(), **tags})
     except Exception as e:  # a job is worth more than its log
         reason = str(e).splitlines()[0][:200] if str(e) else type(e).__name__
@@ -197,8 +204,7 @@ def _start(store: Store, *, name: str, tags: Mapping[str, str], warn: Callable[[
     return Tracked(client=client, mlflow_run_id=run.info.run_id, experiment_id=experiment_id, warn=warn)
 
 
-def _experiment(client: Any, store: Store) -> str:
-    name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
+def _experiment(client: Any, store: Store, name: str) -> str:
     for last in (False, True):
         found = client.get_experiment_by_name(name)
         if found is not None:
@@ -233,7 +239,7 @@ def _ended(tracked: Tracked) -> Iterator[None]:
         yield
         status = "FINISHED"
     finally:
-        _attempt(tracked, "the end of the run", lambda: tracked.client.set_terminated(tracked.mlflow_run_id, status))
+        attempt(tracked, "the end of the run", lambda: tracked.client.set_terminated(tracked.mlflow_run_id, status))
 
 
 def _log_parameters(tracked: Tracked, parameters: Mapping[str, str]) -> None:
@@ -244,7 +250,7 @@ def _log_parameters(tracked: Tracked, parameters: Mapping[str, str]) -> None:
         for start in range(0, len(found), BATCH):
             tracked.client.log_batch(tracked.mlflow_run_id, params=found[start : start + BATCH])
 
-    _attempt(tracked, "parameters", send)
+    attempt(tracked, "parameters", send)
 
 
 def _log_inputs(tracked: Tracked, lake: Lake, inputs: Mapping[str, int]) -> None:
@@ -259,8 +265,25 @@ def _log_inputs(tracked: Tracked, lake: Lake, inputs: Mapping[str, int]) -> None
         if datasets:
             tracked.client.log_inputs(tracked.mlflow_run_id, datasets=datasets)
 
-    _attempt(tracked, "inputs", send)
+    attempt(tracked, "inputs", send)
 
 
 def _allowed(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_\-./ ]", "_", name)
+
+
+def set_alias(tracked: Tracked, model: str, alias: str, *, tags: Mapping[str, str], source: str) -> None:
+    """Let `alias` of a registered model name its version with these tags, made if there is none; raises what MLflow
+    raises."""
+    from mlflow.exceptions import MlflowException
+
+    client = tracked.client
+    try:
+        client.get_registered_model(model)
+    except MlflowException:
+        client.create_registered_model(model)
+    there = client.search_model_versions(f"name = '{model}'")
+    same = [one for one in there if one.tags.get("fingerprint") == tags["fingerprint"]]
+    if not same:
+        same = [client.create_model_version(model, source, run_id=tracked.mlflow_run_id, tags=dict(tags))]
+    client.set_registered_model_alias(model, alias, same[0].version)

@@ -15,6 +15,7 @@ from featurizers.spec import FeaturizerSpec, featurizer_module, find_spec, finge
 from featurizers.weights import digest, resolve
 from jobs.commit import added_files, log_entries
 from jobs.config import ConfigError, Featurize
+from jobs.golden import read_golden
 from jobs.lake import Lake, read
 from jobs.runs import Run, run_rows
 from schemas import DOCUMENTS, FEATURES, MEDIA
@@ -140,8 +141,8 @@ def new_media_files(
 
     None where the whole table must be planned: no such run, or the log no longer reaches back to it.
     """
-    same = [r for r in rows if (r["outputs"] or {}).get(due.spec.id) == due.fingerprint and r["job"] == "featurize"]
-    bases = [r for r in same if r["status"] == "accepted" and r["whole_plan"]]
+    same = [r for r in rows if (r["outputs"] or {}).get(due.spec.id) == due.fingerprint]
+    bases = [r for r in same if r["job"] == "featurize" and r["status"] == "accepted" and r["whole_plan"]]
     if not bases:
         return None
     base = max(bases, key=lambda r: r["inputs"]["media"])
@@ -238,6 +239,11 @@ def write_plan(spark: SparkSession, lake: Lake, due: Sequence[Due], run: Run, se
         except (AnalysisException, ParseException) as e:
             raise ConfigError(f"--where {selection.where!r} is no condition on documents: {str(e).strip()}") from e
         plan = plan.join(chosen, on="media_id", how="left_semi")
+    if selection.golden is not None:
+        _, items = read_golden(spark, lake, selection.golden)
+        media_ids = [(item.media_id,) for item in items if item.media_id is not None]
+        chosen = F.broadcast(spark.createDataFrame(media_ids, "media_id STRING"))
+        plan = plan.join(chosen, on="media_id", how="left_semi")
     if selection.sample is not None:
         plan = plan.where(in_sample(F.col("media_id"), selection.sample))
     if selection.limit is not None:
@@ -260,8 +266,9 @@ class Selection:
     limit: int | None = None
     where: str | None = None  # SQL condition on `documents`
     sample: float | None = None  # share of the media, the same ones every time: a larger share holds a smaller one
+    golden: str | None = None  # name of a golden set, or name@version
 
     @property
     def whole(self) -> bool:
         """True when all that is due is taken."""
-        return self.limit is None and self.where is None and self.sample is None
+        return self.limit is None and self.where is None and self.sample is None and self.golden is None

@@ -21,7 +21,11 @@ RUNS = Table(
             column("ended", pa.timestamp("us", tz="UTC"), "when it ended, UTC", null="it has not"),
             column("covers", pa.list_(pa.string()), "run_ids judged together with this run by a check"),
             column("inputs", pa.map_(pa.string(), pa.int64()), "table -> version it reads"),
-            column("outputs", pa.map_(pa.string(), pa.string()), "featurizer -> fingerprint it writes or judges"),
+            column(
+                "outputs",
+                pa.map_(pa.string(), pa.string()),
+                "featurizer -> fingerprint it writes, judges or promotes; baseline and candidate of a comparison",
+            ),
             column("metrics", pa.map_(pa.string(), pa.float64()), "what was measured, from committed rows"),
             column("whole_plan", pa.bool_(), "true once all that its inputs held was done; false under a limit"),
             column("config_digest", pa.string(), "SHA-256 of the resolved configuration"),

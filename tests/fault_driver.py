@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from jobs import featurize
-from jobs.cli import exit_code_of, one_line
+from jobs.command import exit_code_of, one_line
 from jobs.config import Config, Spark, load_config
 from jobs.lake import append, open_lake
 from jobs.runs import executing, finish

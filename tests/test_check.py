@@ -65,6 +65,19 @@ def test_rows_of_live_covered_and_other_jobs_are_not_judged() -> None:
     ]
 
 
+def test_an_experiment_is_judged_once_its_vectors_are_wanted() -> None:
+    tried = rows.run_row("try.a.experiment", "experiment", outputs={rows.CONCEPT: "1" * 32})
+    wanted = rows.run_row("all.featurize", "featurize", outputs={rows.CONCEPT: "1" * 32, rows.OBJECT: "2" * 32})
+    other = rows.run_row("all.featurize", "featurize", outputs={rows.CONCEPT: "3" * 32})
+
+    def judged(*found: rows.Row) -> list[str]:
+        return [run.run_id for run in judged_runs(found, [], now=rows.NOW + timedelta(hours=1), expiry_s=300)]
+
+    assert judged(tried) == []
+    assert judged(tried, other) == ["all.featurize"]
+    assert judged(tried, wanted) == ["all.featurize", "try.a.experiment"]
+
+
 def test_a_failed_expectation_is_described_with_its_first_rows() -> None:
     broken = [{"media_id": name, "frame": "0"} for name in "abcd"]
     outcome = Judgement(
@@ -207,7 +220,8 @@ def write_lake(spark: Any, tmp_path: Path, tables: dict[str, list[dict[str, Any]
 def test_a_bad_row_rejects_its_run_until_it_is_discarded(spark: Any, tmp_path: Path) -> None:
     from jobs import check
     from jobs.lake import read
-    from jobs.runs import executing, finish, published, run_rows
+    from jobs.published import published
+    from jobs.runs import executing, finish, run_rows
 
     tables = sound_tables()
     bad = rows.understood("picture1", run_id="bad.featurize")[0]

@@ -12,7 +12,8 @@ import typer
 from featurizers.catalogue import CatalogueError
 from featurizers.spec import UnknownFeaturizer
 from featurizers.weights import WeightsError, WeightsUnreachable
-from jobs.cli import Ending, app, conclude, exit_code_of, one_line, run_of
+from jobs.cli import app
+from jobs.command import Ending, conclude, exit_code_of, one_line, run_of
 from jobs.config import ConfigError
 from jobs.lake import LakeError
 from jobs.runs import RunPublished, RunRefused, RunTakenOver

@@ -100,7 +100,7 @@ def test_a_query_in_other_words_finds_its_picture(bridge: label_bridge.LabelBrid
     )
     assert np.allclose(np.linalg.norm(frames, axis=1), 1, atol=1e-5)
     for query, name in (("a kitten", "chelsea"), ("a hot drink", "coffee"), ("a spacecraft", "rocket")):
-        assert names[int((frames @ label_bridge.query_vector(bridge, query, encode)).argmax())] == name
+        assert names[int((frames @ label_bridge.query_vectors(bridge, [query], encode)[0]).argmax())] == name
 
 
 def test_both_sides_are_freed_of_what_all_names_have_in_common() -> None:
@@ -113,7 +113,7 @@ def test_both_sides_are_freed_of_what_all_names_have_in_common() -> None:
     assert np.allclose(bridge.mean, [0.8, 0, 0])
     assert np.allclose(label_bridge.image_text_vector(bridge, ["cat", "car"], [0.64, 0.16]), [0, 1, 0], atol=1e-6)
     expected = np.array([-0.2, 0.8, 0]) / np.hypot(0.2, 0.8)
-    assert np.allclose(label_bridge.query_vector(bridge, "a kitten", toy), expected, atol=1e-6)
+    assert np.allclose(label_bridge.query_vectors(bridge, ["a kitten"], toy)[0], expected, atol=1e-6)
 
 
 def test_a_label_that_the_bridge_does_not_have_is_refused(bridge: label_bridge.LabelBridge) -> None:

@@ -26,8 +26,8 @@ def port() -> Iterator[int]:
     yield found
 
 
-def demo(lake: Path, port: int, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    settings = [f"featurize.featurizers=[{SPEC}]", "featurize.link_captions=false"]
+def demo(lake: Path, port: int, capsys: pytest.CaptureFixture[str], *more: str) -> dict[str, Any]:
+    settings = [*more, f"featurize.featurizers=[{SPEC}]", "featurize.link_captions=false"]
     arguments = ["demo", "--lake", str(lake), "--port", str(port), "--json"]
     code = app([*arguments, *(x for s in settings for x in ("--set", s))], standalone_mode=False)
     shown = capsys.readouterr()
@@ -64,8 +64,24 @@ def test_the_demo_holds_every_document_and_each_planted_fault_and_a_second_run_a
             failed = features[document["media_id"]]
             assert (failed["code"] if failed else None) == row["code"], row
 
+    golden = rows("golden", "golden_set", "kind", "media_id", "query")
+    sets = {(row["golden_set"], row["kind"]) for row in golden}
+    assert sets == {
+        ("sample-concepts", "labels"),
+        ("sample-captions", "queries"),
+        ("sample-copies", "copies"),
+        ("sample-signs", "text"),
+    }
+    evaluations = rows("evaluations", "golden_set", "metric", "value")
+    top_5 = [row["value"] for row in evaluations if row["metric"] == "top_5"]
+    ndcg = [
+        row["value"] for row in evaluations if row["metric"] == "ndcg_at_10" and row["golden_set"] == "sample-captions"
+    ]
+    assert len(top_5) >= 50 and sum(top_5) / len(top_5) > 0.8
+    assert len(ndcg) >= 50 and sum(ndcg) / len(ndcg) > 0.3
+
     before = {name: len(rows(name, "media_id")) for name in ("media", "frames", "features")}
-    assert demo(lake, port, capsys)["status"] == "accepted"
+    assert demo(lake, port, capsys, "golden=[]", "evaluate.golden=[]")["status"] == "accepted"
     assert {name: len(rows(name, "media_id")) for name in before} == before
 
 

@@ -189,7 +189,7 @@ def test_the_report_of_a_lake_shows_its_pictures_videos_and_errors(spark: Any, t
         "mentions": [rows.mention("cat")],
         "runs": [rows.run_row("r.crawl", "crawl"), rows.run_row("r.featurize", "featurize")],
     }
-    for table in TABLES:
+    for table in (table for table in TABLES if table.name in data):
         append(rows.frame_of(spark, table, data[table.name]), lake, table)
     report = collect(spark, lake, config, ["r.crawl", "r.featurize"])
     assert [p.media_id for p in report.pictures] == [rows.media_id("cat")]

@@ -1,0 +1,277 @@
+"""What an experiment's page shows, from what was measured of its variants. Reads tables; draws nothing."""
+
+from __future__ import annotations
+
+import base64
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import numpy as np
+import yaml
+
+from jobs import evaluate
+from jobs.compare import Asked, Estimate, errors_kept, level, limit_kept, lines, overall, slices_kept
+from jobs.config import Config, ConfigError
+from jobs.experiment_file import Experiment
+from jobs.experiment_report import Candidate, ExperimentReport, Pair, Region, Variant, pareto_front
+from jobs.lake import Lake, read, sql_text
+from jobs.paired import detectable
+from jobs.quality import GoldenItem, Measurement
+from jobs.runs import code_version
+from jobs.timing import Passes
+from jobs.work import Due, Work
+from schemas import DOCUMENTS, FRAMES, GOLDEN
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+N_PAIRS = 12  # items shown in which the two differ most
+N_SAID = 5  # of what a variant said of one
+MILLION = 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """A variant that was checked before Spark started."""
+
+    name: str
+    config: Config
+    work: Work
+
+    @property
+    def due(self) -> Due:
+        """Its featurizer."""
+        return self.work.due[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What is known of a variant."""
+
+    arm: Arm
+    frames: evaluate.Frames
+    measurements: Sequence[Measurement]
+    passes: Passes
+    error_rate: float
+
+
+def judged(experiment: Experiment, baseline: Measured, candidate: Measured, items: Sequence[GoldenItem]) -> Candidate:
+    """The verdict on a candidate, without the pictures."""
+    asked = Asked(
+        margins={name: metric.margin for name, metric in experiment.metrics.items()},
+        slices=experiment.slices,
+        alpha=experiment.alpha,
+        seed=experiment.seed,
+    )
+    slices = {item.item_id: item.slices for item in items}
+    found = lines(baseline.measurements, candidate.measurements, slices, asked)
+    rails = []
+    if limit := experiment.guardrails.p95_ms:
+        rails.append(limit_kept("p95_ms", baseline.passes.p95_ms, candidate.passes.p95_ms, at_most=limit.at_most))
+    if limit := experiment.guardrails.usd_per_million:
+        both = (baseline.passes.cpu_s_per_media, candidate.passes.cpu_s_per_media)
+        rails.append(limit_kept("usd_per_million", *both, at_most=limit.at_most))
+    if limit := experiment.guardrails.error_rate:
+        rails.append(errors_kept(baseline.error_rate, candidate.error_rate, at_most=limit.at_most))
+    if experiment.slices:
+        rails.append(slices_kept(found))
+    verdict, summary = overall(found, rails)
+    return Candidate(name=candidate.arm.name, verdict=verdict, summary=summary, lines=found, guardrails=rails)
+
+
+def primary(measured: Measured, experiment: Experiment) -> Measurement:
+    """The measurement that decides."""
+    wanted = next(iter(experiment.metrics))
+    there = {one.metric: one for one in measured.measurements}
+    if wanted not in there:
+        raise ConfigError(f"metric {wanted!r} is not measured here; measured: {', '.join(there)}")
+    return there[wanted]
+
+
+def variant_of(measured: Measured, experiment: Experiment, *, is_on_front: bool) -> Variant:
+    """A variant as the page shows it."""
+    p95, usd = level(measured.passes.p95_ms), dollars(measured)
+    variant = experiment.variants[measured.arm.name]
+    return Variant(
+        name=measured.arm.name,
+        featurizer=measured.arm.due.spec.id,
+        fingerprint=measured.arm.due.fingerprint,
+        is_baseline=measured.arm.name == experiment.baseline,
+        settings={key: json.dumps(value) for key, value in variant.set.items()},
+        quality=primary(measured, experiment).value,
+        p95_ms=p95.value,
+        p95_low=p95.low,
+        p95_high=p95.high,
+        usd_per_million=usd.value,
+        usd_low=usd.low,
+        usd_high=usd.high,
+        error_rate=measured.error_rate,
+        is_on_front=is_on_front,
+    )
+
+
+def dollars(measured: Measured) -> Estimate:
+    """For a million media: CPU seconds at the price of a core."""
+    usd_per_s = measured.arm.config.prices.usd_per_core_hour / 3600
+    return level(measured.passes.cpu_s_per_media * usd_per_s * MILLION)
+
+
+def pairs(
+    spark: SparkSession, lake: Lake, baseline: Measured, candidate: Measured, items: Sequence[GoldenItem],
+    experiment: Experiment,
+) -> list[Pair]:  # fmt: skip
+    """The items in whose own value the two differ most, with their pictures."""
+    from pyspark.sql import functions as F
+
+    theirs = {one.metric: one for one in candidate.measurements}
+    wanted = primary(baseline, experiment)
+    own = [wanted, *baseline.measurements]
+    shown = next((one for one in own if not np.isnan(one.values).all()), None)
+    if shown is None:
+        return []
+    change = np.nan_to_num(theirs[shown.metric].values - shown.values)
+    order = [int(i) for i in np.argsort(-np.abs(change), kind="stable")[:N_PAIRS] if change[i] != 0]
+    by_id = {item.item_id: item for item in items}
+    media_ids = [by_id[shown.items[i]].media_id for i in order if shown.items[i] in by_id]
+    thumbnails = {
+        row.media_id: "data:image/jpeg;base64," + base64.b64encode(row.thumbnail).decode()
+        for row in read(spark, lake, FRAMES)
+        .where(F.col("media_id").isin([m for m in media_ids if m]) & (F.col("frame") == 0))
+        .select("media_id", "thumbnail")
+        .collect()
+    }
+    urls = {
+        row.media_id: row.url
+        for row in read(spark, lake, DOCUMENTS)
+        .where(F.col("media_id").isin([m for m in media_ids if m]))
+        .groupBy("media_id").agg(F.min("url").alias("url")).collect()
+    }  # fmt: skip
+    found = []
+    for i in order:
+        item = by_id.get(shown.items[i])
+        media_id = item.media_id if item is not None else None
+        expected = evaluate.labels_of(item) if item is not None else ()
+        said = {side.arm.name: said_of(side.frames.get(media_id or "", ())) for side in (baseline, candidate)}
+        found.append(
+            Pair(
+                title=(item.query if item is not None and item.query else None) or shown.items[i],
+                url=urls.get(media_id or "", ""),
+                thumbnail=thumbnails.get(media_id or ""),
+                change=float(change[i]),
+                metric=shown.metric,
+                baseline=said[baseline.arm.name][0],
+                candidate=said[candidate.arm.name][0],
+                expected=expected,
+                baseline_boxes=said[baseline.arm.name][1],
+                candidate_boxes=said[candidate.arm.name][1],
+                expected_boxes=[_region(b.label, b.box) for b in (item.boxes or ())] if item is not None else [],
+            )
+        )
+    return found
+
+
+def said_of(frames: Sequence[evaluate.Frame]) -> tuple[list[str], list[Region]]:
+    """What was said of a media's first frame, best first, and where."""
+    first = next((frame for frame in frames if frame.features is not None), None)
+    features = first.features or () if first is not None else ()
+    words = [
+        " ".join(str(part) for part in (one["label"] or one["text"], _share(one["score"])) if part)
+        for one in features[:N_SAID]
+    ]
+    boxes = [_region(one["label"] or one["text"] or "", one["box"]) for one in features if one["box"] is not None]
+    return words, boxes[: 2 * N_SAID]
+
+
+def _share(score: float | None) -> str:
+    return "" if score is None else f"{score:.0%}"
+
+
+def _region(label: str, box: Sequence[float]) -> Region:
+    x0, y0, x1, y1 = (float(side) for side in box)
+    return label, x0, y0, x1 - x0, y1 - y0
+
+
+def page(
+    spark: SparkSession, lake: Lake, experiment: Experiment, found: Sequence[Measured], items: Sequence[GoldenItem],
+    number: int, inputs: Mapping[str, int], command: str,
+) -> ExperimentReport:  # fmt: skip
+    """All that the experiment's page shows."""
+    baseline, *others = found
+    first = primary(baseline, experiment)
+    sign = 1.0 if first.higher_is_better else -1.0
+    points = [
+        (sign * primary(one, experiment).value, level(one.passes.p95_ms).value, dollars(one).value) for one in found
+    ]
+    front = pareto_front(points)
+    candidates = [
+        replace(judged(experiment, baseline, one, items), pairs=pairs(spark, lake, baseline, one, items, experiment))
+        for one in others
+    ]
+    golden_set = experiment.golden.partition("@")[0]
+    its_rows = f"golden_set = {sql_text(golden_set)} AND golden_version = {number}"
+    card = read(spark, lake, GOLDEN).where(its_rows).select("card").first()
+    return ExperimentReport(
+        name=experiment.name,
+        question=experiment.question,
+        primary_metric=first.metric,
+        written_at=datetime.now(UTC),
+        lake=lake.uri,
+        golden=golden_set,
+        golden_version=number,
+        n_items=len(first.items),
+        card={key: str(value) for key, value in json.loads(card.card).items()} if card is not None else {},
+        variants=[variant_of(one, experiment, is_on_front=on) for one, on in zip(found, front, strict=True)],
+        candidates=candidates,
+        detectable=detectable(first.pair(first.data, first.data), len(first.items), seed=experiment.seed),
+        costs={one.arm.name: {"decode and infer": dollars(one).value} for one in found},
+        inputs=inputs,
+        settings_text=yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False),
+        commands=[command],
+        versions={"lakelens": code_version(), "Spark": spark.version, "Python": platform.python_version()},
+        notes=notes(experiment, found),
+    )
+
+
+def notes(experiment: Experiment, found: Sequence[Measured]) -> list[str]:
+    """What the verdict does not say."""
+    n = found[0].passes.media_ms.shape[1]
+    said = [
+        f"Latency and dollars are of {n} media of the golden set, {experiment.repeats} passes of each variant in turn "
+        "in one process of one decode thread on this machine; other machines have other ratios.",
+        "Dollars are CPU seconds of decoding and inference at conf/prices.yaml; crawling, storage and Spark are alike "
+        "for all variants and left out.",
+        "The verdict is about pictures like those of the golden set; its card says what it lacks.",
+    ]
+    same: dict[str, list[str]] = {}
+    for one in found:
+        same.setdefault(one.arm.due.fingerprint, []).append(one.arm.name)
+    said += [
+        f"{' and '.join(names)} share one fingerprint and were computed once."
+        for names in same.values()
+        if len(names) > 1
+    ]
+    return said
+
+
+def flat(report: ExperimentReport) -> dict[str, float]:
+    """The comparison as MLflow's metrics: `<candidate>/<metric>/...` of all items."""
+    named: dict[str, float] = {}
+    for candidate in report.candidates:
+        for line in candidate.lines:
+            if line.slice is None:
+                key = f"{candidate.name}/{line.metric}"
+                named |= {f"{key}/difference": line.difference}
+                if line.low is not None and line.high is not None:
+                    named |= {f"{key}/low": line.low, f"{key}/high": line.high}
+    for variant in report.variants:
+        named |= {
+            f"{variant.name}/quality": variant.quality,
+            f"{variant.name}/p95_ms": variant.p95_ms,
+            f"{variant.name}/usd_per_million": variant.usd_per_million,
+            f"{variant.name}/error_rate": variant.error_rate,
+        }
+    return named

@@ -1,0 +1,399 @@
+"""The page of an experiment: verdict, intervals, trade-offs, pictures. Knows no lake and no statistics."""
+
+from __future__ import annotations
+
+import importlib.resources
+import math
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from jobs.report import duration, number
+
+Region = tuple[str, float, float, float, float]  # label, x, y, width, height as fractions of the picture
+Rectangle = tuple[float, float, float, float]  # left, top, right, bottom in pixels
+Point = tuple[float, float]  # x, y in pixels
+
+MINUS, NOTHING = "\u2212", "\u2013"  # typography
+VERDICTS = ("better", "worse", "equivalent", "undecided")  # each has a colour and a shape; all else is not judged
+LOG_FROM_DECADES = 1.3  # from here a linear axis heaps the small values up at its end
+NO_SPAN = 1e-290  # below it, floating point has no room for ticks
+PANEL_SIZES = {"wide": (528.0, 372.0), "narrow": (318.0, 330.0)}  # pixels; beside each other, and on a telephone
+PANEL_MARGINS = (58.0, 32.0, 16.0, 48.0)  # pixels left, top, right, bottom: room for ticks and the axis's name
+MARK_PX = 7.0  # half the size of a mark
+LINE_PX, LETTER_PX = 16.0, 7.6  # of a label in 12.5 px; letters of DejaVu Sans, the widest of the fonts asked for
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One metric, of all items or of one slice, of a candidate against the baseline."""
+
+    metric: str
+    slice: str | None  # None: all items; else "source=web"
+    higher_is_better: bool
+    margin: float  # the largest difference that does not matter
+    n_items: int
+    n_different: int  # items that the two answer differently
+    baseline: float
+    candidate: float
+    difference: float  # candidate minus baseline
+    low: float | None  # 95 % interval of the difference; None: too few items, `reason` says so
+    high: float | None
+    p_value: float | None
+    adjusted_p: float | None
+    verdict: str  # better, worse, equivalent, undecided or not judged
+    reason: str
+    n_more: int | None = None  # items that would decide an undecided one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guardrail:
+    """A limit that a candidate must keep whatever its quality."""
+
+    name: str
+    limit: str
+    value: float
+    low: float | None = None  # 95 % interval
+    high: float | None = None
+    is_kept: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """An item that the two answer differently."""
+
+    title: str
+    url: str
+    thumbnail: str | None  # data: URI
+    change: float  # of `metric`, candidate minus baseline
+    metric: str
+    baseline: Sequence[str] = ()  # what each said, best first
+    candidate: Sequence[str] = ()
+    expected: Sequence[str] = ()
+    baseline_boxes: Sequence[Region] = ()
+    candidate_boxes: Sequence[Region] = ()
+    expected_boxes: Sequence[Region] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A featurizer as it was configured, with its three prices: quality, latency, dollars."""
+
+    name: str
+    featurizer: str
+    fingerprint: str
+    is_baseline: bool
+    settings: Mapping[str, str] = field(default_factory=dict)  # what differs from the baseline's configuration
+    quality: float  # of the primary metric
+    quality_low: float | None = None
+    quality_high: float | None = None
+    p95_ms: float
+    p95_low: float | None = None
+    p95_high: float | None = None
+    usd_per_million: float
+    usd_low: float | None = None
+    usd_high: float | None = None
+    error_rate: float
+    is_on_front: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """What was found about one variant."""
+
+    name: str
+    verdict: str
+    summary: str  # one sentence
+    lines: Sequence[Line]
+    guardrails: Sequence[Guardrail] = ()
+    pairs: Sequence[Pair] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentReport:
+    """All that the template shows."""
+
+    name: str
+    question: str
+    primary_metric: str
+    written_at: datetime
+    lake: str
+    golden: str
+    golden_version: int
+    n_items: int
+    card: Mapping[str, str] = field(default_factory=dict)  # data card of the golden set
+    variants: Sequence[Variant]
+    candidates: Sequence[Candidate]
+    detectable: float  # smallest difference of the primary metric that the items could show, known before the run
+    costs: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # variant -> stage -> dollars per million
+    inputs: Mapping[str, int] = field(default_factory=dict)  # table -> version
+    settings_text: str = ""  # YAML of the experiment
+    commands: Sequence[str] = ()  # how to reproduce
+    versions: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()  # what the verdict does not say
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """An axis on the page: `low` stands at `start`, `high` at `end`, which may be left of it."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    is_log: bool = False
+
+    def at(self, value: float) -> float:
+        """Where a value stands; one beyond an end stands at that end."""
+        low, high, here = (math.log10(v) if self.is_log else v for v in (self.low, self.high, value))
+        return self.start + (self.end - self.start) * min(1.0, max(0.0, (here - low) / (high - low)))
+
+    def ticks(self, at_most: int) -> list[tuple[float, float, str]]:
+        """Round values: where they stand, what they are, and how they are written."""
+        if self.is_log:
+            values = _round_powers(self.low, self.high, at_most)
+            return [(self.at(v), v, plain(v, _places(v))) for v in values]
+        step = _round_step((self.high - self.low) / at_most)
+        values = [i * step for i in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
+        return [(self.at(v), v, plain(v, _places(step))) for v in values]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forest:
+    """Labelled lines of one metric on an axis in percent; zero is in its middle and better is right."""
+
+    metric: str
+    scale: Scale
+    rows: Sequence[tuple[str, Line]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Label:
+    """A name in a plot; pixels."""
+
+    text: str
+    left: float
+    top: float
+    leader: Point | None  # of one far from its point: where the line to it ends
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """The variants' quality against one price, as large as PANEL_SIZES[size]; up and left is better."""
+
+    size: str
+    price: str  # latency or dollars
+    x: Scale
+    y: Scale
+    labels: Sequence[Label]  # in the order of the variants
+    front: str  # SVG path
+
+
+def dominates(one: tuple[float, float, float], other: tuple[float, float, float]) -> bool:
+    """Whether `one` is nowhere worse and somewhere better: quality higher, milliseconds and dollars lower."""
+    return one != other and one[0] >= other[0] and one[1] <= other[1] and one[2] <= other[2]
+
+
+def pareto_front(points: Sequence[tuple[float, float, float]]) -> list[bool]:
+    """Which points (quality, milliseconds, dollars) no other dominates; equal ones stand or fall together."""
+    return [not any(dominates(other, point) for other in points) for point in points]
+
+
+def _round_step(at_least: float) -> float:
+    power = 10.0 ** math.floor(math.log10(at_least))
+    return next((m * power for m in (1, 2, 2.5, 5) if m * power >= at_least), 10 * power)
+
+
+def _round_powers(low: float, high: float, at_most: int) -> list[float]:
+    """At most so many of 1, 2 and 5 times powers of ten."""
+    for multiples in ((1, 2, 5), (1, 3), (1,)):
+        exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        values = [v for k in exponents for m in multiples if low <= (v := m * 10.0**k) <= high]
+        if len(values) <= at_most:
+            break
+    return values[:: -(-len(values) // at_most) or 1]
+
+
+def scale_of(values: Sequence[float], *, start: float, end: float) -> Scale:
+    """A scale that holds all values with some room beside them; logarithmic where they span orders of magnitude."""
+    low, high = min(values), max(values)
+    if low > NO_SPAN and (n_decades := math.log10(high) - math.log10(low)) > LOG_FROM_DECADES:
+        room = 10 ** min(1.0, 0.08 * n_decades)
+        return Scale(low=low / room, high=high * room, start=start, end=end, is_log=True)
+    large, span = max(abs(low), abs(high)), high - low
+    room = 0.08 * span if span > max(1e-9 * large, NO_SPAN) else large / 10 if large > NO_SPAN else 1.0
+    return Scale(low=low - room, high=high + room, start=start, end=end)
+
+
+def forests(rows: Sequence[tuple[str, Line]], primary_metric: str) -> list[Forest]:
+    """Labelled lines as one forest plot for each metric, the primary one first.
+
+    Zero is in the middle of each, and a metric of which less is better runs from right to left.
+    """
+    found = []
+    for metric in sorted({line.metric: None for _, line in rows}, key=lambda m: m != primary_metric):
+        mine = [(label, line) for label, line in rows if line.metric == metric]
+        ends = [v for _, line in mine for v in (line.difference, line.low, line.high, 1.6 * line.margin)]
+        reach = 1.06 * max(abs(v) for v in [*ends, 0.0] if v is not None and math.isfinite(v))
+        reach = reach if reach > NO_SPAN else 1.0
+        start, end = (0.0, 100.0) if mine[0][1].higher_is_better else (100.0, 0.0)
+        found.append(Forest(metric=metric, scale=Scale(low=-reach, high=reach, start=start, end=end), rows=mine))
+    return found
+
+
+def measured(variant: Variant, what: str) -> tuple[float, float | None, float | None]:
+    """A variant's quality, latency in ms or dollars, with the ends of its interval."""
+    return {
+        "quality": (variant.quality, variant.quality_low, variant.quality_high),
+        "latency": (variant.p95_ms, variant.p95_low, variant.p95_high),
+        "dollars": (variant.usd_per_million, variant.usd_low, variant.usd_high),
+    }[what]
+
+
+def panel(variants: Sequence[Variant], *, higher_is_better: bool, price: str, size: str) -> Panel:
+    """Quality against latency or dollars."""
+    (width, height), (left, top, right, bottom) = PANEL_SIZES[size], PANEL_MARGINS
+    area = (left, top, width - right, height - bottom)
+
+    def scale(what: str, start: float, end: float) -> Scale:
+        ends = [v for variant in variants for v in measured(variant, what) if v is not None]
+        return scale_of([v for v in ends if math.isfinite(v)], start=start, end=end)
+
+    x = scale(price, area[0], area[2])
+    y = scale("quality", area[3], area[1]) if higher_is_better else scale("quality", area[1], area[3])
+    points = [(x.at(measured(v, price)[0]), y.at(v.quality)) for v in variants]
+    labels = place_labels(points, [v.name for v in variants], area)
+    front = step_line([point for point, v in zip(points, variants, strict=True) if v.is_on_front], area)
+    return Panel(size=size, price=price, x=x, y=y, labels=labels, front=front)
+
+
+def step_line(points: Sequence[Point], area: Rectangle) -> str:
+    """SVG path: right of and below it, one of the points is better. Up and left is better."""
+    path, best = "", math.inf
+    for x, y in sorted(points):
+        if y < best:
+            path += f"H{x:.1f}V{y:.1f}" if path else f"M{x:.1f} {area[3]:.1f}V{y:.1f}"
+            best = y
+    return path and f"{path}H{area[2]:.1f}"
+
+
+def text_width(text: str) -> float:
+    """Pixels of a label, rather too many than too few."""
+    return LETTER_PX * sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def shortened(text: str, width: float) -> str:
+    """The text, or its beginning and end where it is wider than `width` pixels."""
+    n_kept, kept = len(text), text
+    while text_width(kept) > width and n_kept > 1:
+        n_kept -= 1
+        kept = f"{text[: n_kept - n_kept // 2]}\u2026{text[len(text) - n_kept // 2 :]}"
+    return kept
+
+
+def place_labels(points: Sequence[Point], names: Sequence[str], area: Rectangle) -> list[Label]:
+    """Names near their points, inside the area, over no mark and no other name."""
+    taken = [(x - MARK_PX, y - MARK_PX, x + MARK_PX, y + MARK_PX) for x, y in points]
+    labels = []
+    for (x, y), name in zip(points, names, strict=True):
+        text = shortened(name, (area[2] - area[0]) / 2)
+        width = text_width(text)
+        boxes = ((left, top, left + width, top + LINE_PX) for left, top in _spots(x, y, width, area))
+        box = next(b for b in boxes if all(b[2] <= t[0] or t[2] <= b[0] or b[3] <= t[1] or t[3] <= b[1] for t in taken))
+        taken.append(box)
+        near = (min(max(x, box[0]), box[2]), min(max(y, box[1]), box[3]))
+        is_far = math.dist(near, (x, y)) > 2.5 * MARK_PX
+        labels.append(Label(text=text, left=box[0], top=box[1], leader=near if is_far else None))
+    return labels
+
+
+def _spots(x: float, y: float, width: float, area: Rectangle) -> Iterator[Point]:
+    """Where a name may begin: beside, above and below its point first, then ever farther from it."""
+    right, left, middle = MARK_PX + 3, -MARK_PX - 3 - width, -LINE_PX / 2
+    above, below = middle - MARK_PX - 3, middle + MARK_PX + 3  # beside the mark they leave its interval free
+    near = [(right, above), (right, below), (left, above), (left, below), (-width / 2, -LINE_PX - MARK_PX - 3)]
+    far = [(dx, middle + sign * dy) for dy in range(0, 400, 4) for dx in (right, left, -width / 2) for sign in (-1, 1)]
+    anywhere = [(left - x, top - y) for top in range(0, 400, 4) for left in range(0, 600, 4)]
+    for dx, dy in (*near, *far, *anywhere):
+        if area[0] <= x + dx <= area[2] - width and area[1] <= y + dy <= area[3] - LINE_PX:
+            yield x + dx, y + dy
+
+
+def _places(size: float) -> int:
+    """Decimal places that tell round numbers of this size apart."""
+    if not NO_SPAN < size < math.inf:
+        return 3
+    digits = -math.floor(math.log10(size))
+    return max(0, digits + (round(size * 10.0**digits, 9) % 1 > 0))
+
+
+def plain(value: float | None, places: int) -> str:
+    """A number with so many decimal places, thousands apart; very large and very small ones as powers of ten."""
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    has_power = abs(value) >= 1e9 or (places > 9 and value != 0)
+    text = f"{value:.3g}" if has_power else f"{value:,.{min(places, 9)}f}"
+    return text.replace("-", MINUS) if float(text.replace(",", "")) else text.lstrip("-")
+
+
+def signed(value: float | None, places: int) -> str:
+    """A difference: with its sign, except none and zero."""
+    text = plain(value, places)
+    return text if text[0] in (MINUS, NOTHING) or not text.strip("0.,") else f"+{text}"
+
+
+def places_of(line: Line) -> int:
+    """Decimal places for the numbers of a line: one more than the first digit of its margin."""
+    sizes = (line.margin, ((line.high or 0.0) - (line.low or 0.0)) / 2, abs(line.difference))
+    size = next((s for s in sizes if NO_SPAN < s < math.inf), 1.0)
+    return max(0, 1 - math.floor(math.log10(size)))
+
+
+def verdict_class(verdict: str) -> str:
+    """Which of VERDICTS a verdict begins with, else unjudged."""
+    return next((known for known in VERDICTS if verdict.strip().lower().startswith(known)), "unjudged")
+
+
+def cost_rows(costs: Mapping[str, Mapping[str, float]]) -> list[tuple[str, float, dict[str, float]]]:
+    """Variant, dollars of all its stages, dollars of each; a `total` among the stages is none of them."""
+    rows = [(name, {stage: usd for stage, usd in of.items() if stage != "total"}) for name, of in costs.items()]
+    return [(name, sum(stages.values()), stages) for name, stages in rows]
+
+
+def render(report: ExperimentReport) -> str:
+    """The HTML of a report; every text from outside is escaped, nothing in it is loaded from elsewhere."""
+    from jinja2 import Environment, StrictUndefined
+
+    for pair in (pair for candidate in report.candidates for pair in candidate.pairs):
+        if pair.thumbnail is not None and not pair.thumbnail.startswith("data:image/"):
+            raise ValueError(f"the thumbnail of {pair.title!r} is {pair.thumbnail[:40]!r}, not a data:image/ URI")
+    lines = [(candidate, line) for candidate in report.candidates for line in candidate.lines]
+    directions = {line.metric: 1 if line.higher_is_better else -1 for _, line in lines}
+    sign = directions.get(report.primary_metric, 1)
+    cut = {(candidate.name, line.metric) for candidate, line in lines if line.slice is not None}
+    own = [(c, [(x.slice or "All items", x) for x in c.lines if (c.name, x.metric) in cut]) for c in report.candidates]
+    drawn = [v for v in report.variants if all(map(math.isfinite, (v.quality, v.p95_ms, v.usd_per_million)))]
+    kinds = [(price, size) for price in ("latency", "dollars") for size in PANEL_SIZES] if drawn else []
+    costs = cost_rows(report.costs)
+    functions = (number, duration, plain, signed, places_of, verdict_class, measured, dominates)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.globals.update({function.__name__: function for function in functions})
+    source = importlib.resources.files("jobs").joinpath("experiment.html.j2").read_text(encoding="utf-8")
+    return environment.from_string(source).render(
+        report=report,
+        baseline=next((v for v in report.variants if v.is_baseline), None),
+        variants={v.name: v for v in report.variants},
+        primary=next((line for _, line in lines if line.metric == report.primary_metric), None),
+        directions=directions,
+        sign=sign,
+        overall=forests([(c.name, x) for c, x in lines if x.slice is None], report.primary_metric),
+        slices=[(c, forests(rows, report.primary_metric)) for c, rows in own if rows],
+        drawn=drawn,
+        panels=[panel(drawn, higher_is_better=sign > 0, price=price, size=size) for price, size in kinds],
+        PANEL_SIZES=PANEL_SIZES,
+        quality_places=max((places_of(x) for _, x in lines if x.metric == report.primary_metric), default=3),
+        costs=costs,
+        stages=list({stage: None for _, _, stages in costs for stage in stages}),
+    )

@@ -1,0 +1,177 @@
+"""Labels to a golden set, features to evaluations: by the commands, over real pictures and a real model."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jobs import golden
+from jobs.cli import app
+from jobs.config import ConfigError, Golden, load_config
+from jobs.evaluate import Frame, answer, first_vector, labels_of, media_vectors, similarities
+from jobs.evaluate import run as run_evaluation
+from jobs.golden import read_golden
+from jobs.golden_labels import GoldenError, LabelledBox
+from jobs.lake import open_lake
+from jobs.quality import GoldenItem
+from jobs.runs import Run
+from jobs.work import prepare
+from tests.rows import NOW
+
+CONCEPTS = "concept_efficientnet.lite0@1"
+SHOWN = {"chelsea": "tabby cat", "coffee": "espresso", "rocket": "missile", "motorcycle": "moped"}
+Command = Callable[..., dict[str, Any]]
+EXPERIMENT: dict[str, Any] = {
+    "name": "labels",
+    "golden": "few",
+    "baseline": "one",
+    "variants": {
+        "five": {"featurizer": CONCEPTS},
+        "one": {"featurizer": CONCEPTS, "set": {"evaluate.bridge_labels": 1}},
+    },
+    "metrics": {"top_1": {"margin": 0.02}},
+    "guardrails": {"p95_ms": {"at_most": 50}, "error_rate": {"at_most": 0}},
+    "slices": ["size"],
+    "repeats": 3,
+    "timed_media": 4,
+}
+
+
+def feature(vector: list[float] | None, label: str | None = None, score: float | None = None) -> dict[str, Any]:
+    return {"vector": vector, "label": label, "score": score, "box": None, "text": None}
+
+
+def test_frames_of_a_media_are_one_answer_and_a_media_without_any_has_failed() -> None:
+    frames = [Frame(0, [feature([1, 0], "cat", 0.5), feature(None, "dog")]), Frame(2000, None), Frame(4000, [])]
+    found = answer(frames, 2)
+    assert found.label == ("cat", "dog") and not found.is_failed
+    assert np.array_equal(np.isnan(found.vector), [[False, False], [True, True]])
+    assert found.score[0] == 0.5 and math.isnan(found.score[1]) and np.isnan(found.box).all()
+    assert answer([Frame(0, None)], 2).is_failed
+    assert answer([Frame(0, None)], 2).vector.shape == (0, 2)
+
+
+def test_a_media_is_the_mean_of_its_frames_and_one_that_failed_is_like_nothing() -> None:
+    frames = {
+        "video": [Frame(0, [feature([1, 0])]), Frame(1, [feature([0, 1])])],
+        "failed": [Frame(0, None)],
+        "empty": [Frame(0, [])],
+    }
+    vectors = media_vectors(frames, first_vector)
+    assert np.allclose(vectors[0], np.sqrt([0.5, 0.5])) and np.isnan(vectors[1:]).all()
+    scores = similarities(np.array([[0, 1]], np.float32), vectors)
+    assert np.allclose(scores, [[np.sqrt(0.5), math.nan, math.nan]], equal_nan=True)
+    nothing = media_vectors({"failed": [Frame(0, None)]}, first_vector)
+    assert np.isnan(similarities(np.array([[0, 1]], np.float32), nothing)).all()
+
+
+def test_the_classes_of_a_picture_are_its_labels_or_those_of_its_boxes() -> None:
+    boxes = tuple(LabelledBox(label=label, box=(0, 0, 1, 1)) for label in ("dog", "cat", "dog"))
+    assert labels_of(GoldenItem(item_id="a", kind="boxes", boxes=boxes)) == ("dog", "cat")
+    assert labels_of(GoldenItem(item_id="a", kind="labels", labels=("dog",))) == ("dog",)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four photographs, one of them cut off, and one without labels."""
+    from benchmarks.quality import sample_image
+    from tests.pictures import encode
+
+    folder = tmp_path_factory.mktemp("pictures")
+    for name in SHOWN:
+        data = encode(sample_image(name), "JPEG", quality=90)
+        (folder / f"{name}.jpg").write_bytes(data[: len(data) // 2] if name == "motorcycle" else data)
+    (folder / "unlabelled.jpg").write_bytes(encode(sample_image("moon"), "JPEG"))
+    return folder
+
+
+def write_labels(path: Path, shown: dict[str, str]) -> Path:
+    with path.open("w", newline="") as stream:
+        csv.writer(stream).writerows([("file", "label", "size"), *((f"{n}.jpg", c, "web") for n, c in shown.items())])
+    return path
+
+
+@pytest.fixture
+def lakelens(spark: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Command:
+    """A command with --json on one lake; returns its outcome."""
+
+    def command(*arguments: str, exit_code: int = 0) -> dict[str, Any]:
+        chosen = ["--lake", str(tmp_path / "lake"), "--set", "featurize.link_captions=false", "--json"]
+        code = app([*arguments, *chosen], standalone_mode=False)
+        shown = capsys.readouterr()
+        assert code == exit_code, shown.err + shown.out
+        outcome: dict[str, Any] = json.loads(shown.out)
+        return outcome
+
+    return command
+
+
+@pytest.mark.spark
+def test_labels_become_a_golden_set_and_variants_are_measured_on_it_item_by_item_and_compared(
+    spark: Any, lakelens: Command, pictures: Path, tmp_path: Path
+) -> None:
+    from deltalake import DeltaTable
+
+    labels = write_labels(tmp_path / "labels.csv", SHOWN)
+    add = ("golden", "add", "few", "--kind", "labels", "--labels", str(labels), "--pictures", str(pictures))
+    assert "few version 1 with 4 items" in lakelens(*add, "--licence", "CC0")["message"]
+    evaluate = ("evaluate", "--golden", "few", "--featurizer", CONCEPTS)
+    refused = lakelens(*evaluate, exit_code=2)["message"]
+    assert "4 of 4 media have no features of concept_efficientnet.lite0@1#" in refused
+    (tmp_path / "labels.yaml").write_text(json.dumps(EXPERIMENT))
+    outcome = lakelens("experiment", str(tmp_path / "labels.yaml"), "--run-id", "try")
+    assert outcome["verdicts"] == {"five": "not judged"} and outcome["golden"] == "few@1"
+    assert "4 items, at least 50 are needed for an interval" in outcome["message"]
+    page = Path(outcome["report"]).read_text()
+    assert "not judged" in page and "share one fingerprint and were computed once" in page
+
+    def table(name: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = DeltaTable(str(tmp_path / "lake" / name)).to_pyarrow_table().to_pylist()
+        return found
+
+    features = table("features")  # the picture without labels is not in the set
+    assert len(features) == 4 and {row["run_id"] for row in features} == {"try.one.experiment"}
+    [verdict] = [row for row in table("runs") if row["job"] == "compare"]
+    assert (verdict["run_id"], verdict["status"]) == ("try.five.compare", "finished")  # neither accepted nor rejected
+    assert dict(verdict["outputs"]).keys() == {"baseline", "candidate"}
+    both = table("evaluations")
+    assert {(row["golden_set"], row["golden_version"], row["featurizer"]) for row in both} == {("few", 1, CONCEPTS)}
+    assert {row["run_id"] for row in both} == {"try.one.evaluate", "try.five.evaluate"}
+    rows = [row for row in both if row["run_id"] == "try.five.evaluate"]
+    top_1 = {row["item_id"]: row["value"] for row in rows if row["metric"] == "top_1"}
+    assert sorted(top_1.values()) == [0, 1, 1, 1]  # the picture that is cut off has failed
+    by_class = {row["item_id"]: row["value"] for row in rows if row["metric"] == "recall_at_1"}
+    assert by_class == {"tabby cat": 1, "espresso": 1, "missile": 1, "moped": 0}
+
+    lake = open_lake(spark, str(tmp_path / "lake"))
+    described = {"name": "few", "kind": "labels", "labels": str(labels), "pictures": str(pictures)}
+    same, other = (Golden(**described, card={"licence": licence}) for licence in ("CC0", "MIT"))
+    assert "few version 1" in golden.run(spark, lake, a_run("again"), [same]).message  # nothing new: no version
+    assert "few version 2" in golden.run(spark, lake, a_run("new card"), [other]).message
+    write_labels(labels, SHOWN | {"coffee": "cup"})
+    assert "few version 3" in golden.run(spark, lake, a_run("new label"), [other]).message
+    listed = lakelens("golden", "list")["golden"]
+    assert [(one["golden"], one["version"], one["licence"], one["slices"]) for one in listed] == [
+        ("few", version, licence, ["size"]) for version, licence in ((3, "MIT"), (2, "MIT"), (1, "CC0"))
+    ]
+    assert [read_golden(spark, lake, name)[0] for name in ("few", "few@1")] == [3, 1]
+    with pytest.raises(GoldenError, match=r"few@7' is not in the lake; there are: few@3, few@2, few@1"):
+        read_golden(spark, lake, "few@7")
+    write_labels(labels, {"chelsea": "tabby cat", "absent": "dog"})
+    with pytest.raises(GoldenError, match=r"1 of 2 pictures .* such as file://.*/absent.jpg \(not crawled\)"):
+        golden.run(spark, lake, a_run("absent"), [same])
+    objects = prepare(load_config(assignments=["featurize.featurizers=[object_yolov3.tiny@1]"]).featurize)
+    with pytest.raises(ConfigError, match=r"none of object_yolov3.tiny@1, .* is measured on few; allowed: concept on"):
+        run_evaluation(spark, lake, load_config(assignments=["evaluate.golden=[few]"]), a_run("objects"), objects)
+
+
+def a_run(name: str) -> Run:
+    inputs = {"features": None, "golden": None}
+    return Run(run_id=name, job="golden", owner=name, inputs=inputs, started=NOW, resumed=False)  # type: ignore[arg-type]

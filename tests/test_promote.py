@@ -1,0 +1,97 @@
+"""The champion follows from the promotions in `runs`; readers get it, and what may become it is compared first."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.lake import append, open_lake
+from jobs.promote import PromotionRefused, comparisons, published_fingerprint
+from jobs.published import NoChampion, SeveralFingerprints, promotions, published
+from schemas import FEATURES, RUNS
+from tests import rows
+from tests.test_evaluate import Command, lakelens
+
+__all__ = ["lakelens"]  # a fixture
+
+OLD, NEW = "1" * 32, "2" * 32
+
+
+def moved(at: int, job: str, featurizer: str, fingerprint: str, **changed: Any) -> rows.Row:
+    row = rows.run_row(f"{at}.{job}", job, status="accepted", outputs={featurizer: fingerprint}, **changed)
+    return row | {"started": rows.NOW + timedelta(hours=at)}
+
+
+def test_the_last_promotion_of_a_kind_holds_and_a_rollback_takes_it_away() -> None:
+    first, second = moved(1, "promote", rows.CONCEPT, OLD), moved(2, "promote", rows.CONCEPT, NEW)
+    other, back = moved(3, "promote", rows.OBJECT, OLD), moved(4, "rollback", rows.CONCEPT, OLD)
+    again = moved(5, "rollback", rows.CONCEPT, OLD)
+    failed = moved(6, "promote", rows.CONCEPT, "3" * 32) | {"status": "failed"}
+
+    def holds(*found: rows.Row) -> dict[str, str]:
+        return {kind: line[-1].fingerprint for kind, line in promotions(found).items()}
+
+    assert holds() == {}
+    assert holds(second, first, other, failed) == {"concept": NEW, "object": OLD}
+    assert holds(first, second, back) == {"concept": OLD}
+    assert holds(first, second, back, again) == {"concept": OLD}  # the first one stays
+
+
+def test_only_an_accepted_comparison_with_the_champion_counts() -> None:
+    def compared(run_id: str, baseline: str, status: str = "accepted") -> rows.Row:
+        return rows.run_row(run_id, "compare", status=status, outputs={"baseline": baseline, "candidate": "a#2"})
+
+    found = [compared("x", "a#1"), compared("y", "b#1"), compared("z", "a#1", "rejected")]
+    assert comparisons(found, "a#2", "a#1") == ["x"]
+    assert comparisons(found, "a#2", None) == ["x", "y"]
+    assert comparisons(found, "a#3", None) == []
+
+
+@pytest.mark.spark
+def test_readers_get_the_champion_and_a_promotion_needs_a_comparison_or_a_reason(
+    spark: Any, tmp_path: Path, lakelens: Command
+) -> None:
+    lake = open_lake(spark, str(tmp_path / "lake"))
+    of_both = [
+        row | {"fingerprint": fingerprint, "run_id": f"{fingerprint[0]}.featurize"}
+        for fingerprint in (OLD, NEW)
+        for row in rows.understood("a")
+        if row["featurizer"] == rows.CONCEPT
+    ]
+    append(rows.frame_of(spark, FEATURES, of_both), lake, FEATURES)
+    checked = rows.run_row("c.check", "check", status="accepted", covers=["1.featurize", "2.featurize"])
+    append(rows.frame_of(spark, RUNS, [checked]), lake, RUNS)
+    with pytest.raises(SeveralFingerprints):
+        published(spark, lake, FEATURES, rows.CONCEPT)
+    with pytest.raises(NoChampion, match="no concept featurizer was promoted"):
+        published(spark, lake, FEATURES, "concept")
+    with pytest.raises(PromotionRefused, match="is published with 2 fingerprints; name one"):
+        published_fingerprint(spark, lake, rows.CONCEPT)
+    with pytest.raises(PromotionRefused, match="is not published"):
+        published_fingerprint(spark, lake, rows.OBJECT)
+
+    def read_by(name: str) -> set[str]:
+        return {row.fingerprint for row in published(spark, lake, FEATURES, name).select("fingerprint").collect()}
+
+    said = lakelens("promote", f"{rows.CONCEPT}#1", exit_code=2)["message"]
+    assert f"no accepted comparison of {rows.CONCEPT}#11111111;" in said
+    lakelens("promote", f"{rows.CONCEPT}#1", "--force", "the first one", "--run-id", "one")
+    assert read_by("concept") == read_by(rows.CONCEPT) == {OLD}
+    both = {"baseline": f"{rows.CONCEPT}#{OLD}", "candidate": f"{rows.CONCEPT}#{NEW}"}
+    append(
+        rows.frame_of(spark, RUNS, [rows.run_row("e.compare", "compare", status="accepted", outputs=both)]), lake, RUNS
+    )
+    assert "by e.compare; before: " in lakelens("promote", f"{rows.CONCEPT}#2", "--run-id", "two")["message"]
+    assert read_by("concept") == read_by(rows.CONCEPT) == {NEW} and read_by(f"{rows.CONCEPT}#1") == {OLD}
+    assert "is the champion already" in lakelens("promote", f"{rows.CONCEPT}#2", exit_code=2)["message"]
+    lakelens("rollback", "concept", "--run-id", "back")
+    assert read_by("concept") == {OLD}
+    assert "no champion of kind concept before" in lakelens("rollback", "concept", exit_code=2)["message"]
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/lake/mlflow.db")
+    assert client.get_model_version_by_alias("lakelens-concept", "champion").tags["fingerprint"] == OLD
