@@ -9,7 +9,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -44,6 +43,7 @@ from jobs.experiment_report import (
     text_width,
     verdict_class,
 )
+from tests.test_report import Page
 
 HOSTILE = "\"'><script>alert(1)</script><img src=x onerror=alert(1)>"
 HARMLESS = "7" * len(HOSTILE)
@@ -60,22 +60,6 @@ EXTREMES = [
     [1e-9, 1.0, 1e9],
     [0.1],
 ]
-
-
-class Page(HTMLParser):
-    """What a browser would make of a page: its tags, attributes and text."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 # -- an example ----------------------------------------------------------------------------------------------------
