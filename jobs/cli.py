@@ -25,6 +25,7 @@ from jobs.command import (
     common_of,
     conclude,
 )
+from jobs.config import ConfigError
 
 app = typer.Typer(
     name="lakelens",
@@ -267,6 +268,9 @@ def new_featurizer(
 @app.command()
 def experiment(
     file: Annotated[Path, typer.Argument(help="YAML with the variants, the golden set and what is to be decided.")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Run the baseline alone, and say what differences the items can show.")
+    ] = False,
     lake: LakeOption = None, conf: ConfOption = None, set_: SetOption = None, run_id: RunIdOption = None,
     json_: JsonOption = False, debug: DebugOption = False,
 ) -> None:  # fmt: skip
@@ -277,18 +281,24 @@ def experiment(
         from jobs.experiment_file import read_experiment
 
         common = common_of(lake, conf, set_, run_id, json_, debug)
-        return run_experiment(common, read_experiment(file), f"lakelens experiment {file}")
+        return run_experiment(common, read_experiment(file), f"lakelens experiment {file}", is_dry=dry_run)
 
     conclude("experiment", debug, json_, action)
 
 
 @app.command()
 def compare(
-    baseline: Annotated[str, typer.Option(help="Spec id.", metavar="ID")],
-    candidate: Annotated[str, typer.Option(help="Spec id.", metavar="ID")],
+    baseline: Annotated[str, typer.Option(help="Spec id, or id#first digits of its fingerprint.", metavar="ID")],
+    candidate: Annotated[str, typer.Option(help="Spec id, or id#first digits of its fingerprint.", metavar="ID")],
     golden: Annotated[str, typer.Option(help="Golden set, or set@version.", metavar="NAME")],
     metric: Annotated[list[str], typer.Option(help="What is compared; repeatable, the first decides.")],
     margin: Annotated[float, typer.Option(help="The largest difference that does not matter.", min=0)] = 0.02,
+    baseline_run: Annotated[
+        str | None, typer.Option(help="The run of evaluate that measured the baseline; nothing is computed.")
+    ] = None,
+    candidate_run: Annotated[
+        str | None, typer.Option(help="The same of the candidate. Runs of different tables or items are refused.")
+    ] = None,
     lake: LakeOption = None, conf: ConfOption = None, set_: SetOption = None, run_id: RunIdOption = None,
     json_: JsonOption = False, debug: DebugOption = False,
 ) -> None:  # fmt: skip
@@ -300,9 +310,14 @@ def compare(
 
         common = common_of(lake, conf, set_, run_id, json_, debug)
         asked = two_featurizers(baseline, candidate, golden=golden, metrics=metric, margin=margin)
+        claimed = [one for one in (baseline_run, candidate_run) if one is not None]
+        if len(claimed) == 1:
+            raise ConfigError(f"--baseline-run and --candidate-run go together, and only {claimed[0]} is named")
         chosen = " ".join(f"--metric {name}" for name in metric)
         command = f"lakelens compare --baseline {baseline} --candidate {candidate} --golden {golden} {chosen}"
-        return run_experiment(common, asked, f"{command} --margin {margin:g}")
+        if claimed:
+            command += f" --baseline-run {claimed[0]} --candidate-run {claimed[1]}"
+        return run_experiment(common, asked, f"{command} --margin {margin:g}", claimed=claimed)
 
     conclude("compare", debug, json_, action)
 

@@ -66,6 +66,7 @@ def exit_code_of(error: BaseException) -> int:
     from featurizers.spec import UnknownFeaturizer
     from featurizers.weights import WeightsError, WeightsUnreachable
     from jobs.check import DiscardRefused
+    from jobs.claims import ComparisonRefused
     from jobs.evaluate import FeaturesMissing
     from jobs.golden_labels import GoldenError
     from jobs.lake import LakeError
@@ -77,6 +78,7 @@ def exit_code_of(error: BaseException) -> int:
     wrong_request: tuple[type[BaseException], ...] = (
         ConfigError, UnknownFeaturizer, LakeError, SessionError, SourceError, DiscardRefused, RunPublished,
         CatalogueError, WeightsError, GoldenError, FeaturesMissing, PromotionRefused,
+        ComparisonRefused,
         PermissionError,
     )  # fmt: skip
     if isinstance(error, WeightsUnreachable):

@@ -62,17 +62,25 @@ def questions(
 
 
 def lines(
-    baseline: Sequence[Measurement], candidate: Sequence[Measurement], slices: Slices, asked: Asked
-) -> list[Line]:
-    """A judged line for each metric and slice; p-values are corrected for all of them together (Holm)."""
-    all_asked = questions(baseline, candidate, slices, asked)
-    differences = [_difference(each, asked.seed + i) for i, each in enumerate(all_asked)]
-    adjusted = iter(holm([found.p_value for found in differences if not isinstance(found, str)]))
+    baseline: Sequence[Measurement], candidates: Sequence[Sequence[Measurement]], slices: Slices, asked: Asked
+) -> list[list[Line]]:
+    """For each candidate a judged line for each metric and slice.
+
+    P-values are corrected for all lines of all candidates together (Holm): whoever tries many variants finds one that
+    looks better.
+    """
+    all_asked = [questions(baseline, candidate, slices, asked) for candidate in candidates]
+    differences = [[_difference(each, asked.seed + i) for i, each in enumerate(of_one)] for of_one in all_asked]
+    judged = [found.p_value for of_one in differences for found in of_one if not isinstance(found, str)]
+    adjusted = iter(holm(judged))
     return [
-        _not_judged(each, found, asked.margins[each.metric])
-        if isinstance(found, str)
-        else _judged(each, found, next(adjusted), asked)
-        for each, found in zip(all_asked, differences, strict=True)
+        [
+            _not_judged(each, found, asked.margins[each.metric])
+            if isinstance(found, str)
+            else _judged(each, found, next(adjusted), asked)
+            for each, found in zip(*of_one, strict=True)
+        ]
+        for of_one in zip(all_asked, differences, strict=True)
     ]
 
 

@@ -26,6 +26,7 @@ from schemas.table import schema_ddl
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
+VERSION_PREFIX = "golden_version/"  # and the name of a set: a run's metric, the version that it measured on
 # What a featurizer of a kind is measured on.
 MEASURES = {"concept": ("boxes", "labels", "queries", "copies"), "object": ("boxes",), "entity": ("text",)}
 
@@ -200,6 +201,7 @@ def run(spark: SparkSession, lake: Lake, config: Config, run: Run, work: Work) -
             found = measurements(due, items, frames, bridge_labels=config.evaluate.bridge_labels)
             golden_set = name.partition("@")[0]
             of_all = (run.run_id, due.spec.id, due.fingerprint, golden_set, number)
+            metrics[f"{VERSION_PREFIX}{golden_set}"] = number
             for one in found:
                 metrics[f"quality/{golden_set}/{metric_key(due.spec.id)}/{one.metric}"] = one.value
                 if np.isnan(one.values).all():  # a metric of the whole set, which no item has

@@ -2,156 +2,76 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-import pyarrow as pa
-
-from jobs import evaluate, featurize, tracking
-from jobs.check import EXPERIMENT, reports_folder
+from jobs import evaluate, tracking
+from jobs.check import reports_folder
+from jobs.claims import Claim, agreed, check_fingerprint, check_measured, read_claim
 from jobs.command import FINISHED, Common, Ending
-from jobs.config import Config, load_config
-from jobs.engine import EngineSettings
 from jobs.experiment_file import Experiment
-from jobs.experiment_page import Arm, Measured, flat, page
-from jobs.experiment_report import Candidate, render
+from jobs.experiment_page import Arm, Measured, flat, page, primary
+from jobs.experiment_report import Candidate, Trial, render
 from jobs.golden import read_golden
-from jobs.inference import loaded_featurizers
-from jobs.lake import Lake, lake_at, open_lake, read
+from jobs.lake import Lake, lake_at, open_lake
+from jobs.paired import detectable
 from jobs.progress import Progress
 from jobs.promote import BASELINE, CANDIDATE, COMPARE
-from jobs.quality import GoldenItem
+from jobs.quality import Measurement
 from jobs.run import Prepared, run_job
 from jobs.runs import JobResult, RunAccepted
 from jobs.session import spark_session
-from jobs.timing import Passes, Timed, interleaved
-from jobs.work import Selection, prepare
-from schemas import FEATURES, MEDIA
+from jobs.sweep import best, variant, with_grid
+from jobs.trials import searched
+from jobs.variants import arms, evaluating, measure, measurements, part_of, run_arm
+from schemas import FEATURES
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 
-def arms(experiment: Experiment, base: Config) -> list[Arm]:
-    """The variants, the baseline first; raises what is wrong with one of them."""
-    names = [experiment.baseline, *(name for name in experiment.variants if name != experiment.baseline)]
-    found = []
-    for name in names:
-        variant = experiment.variants[name]
-        chosen = {"featurizers": [variant.featurizer], "link_captions": False}
-        assignments = [f"{key}={json.dumps(value)}" for key, value in variant.set.items()]
-        config = load_config((), assignments, {**base.model_dump(mode="json"), "featurize": {
-            **base.featurize.model_dump(mode="json"), **chosen}})  # fmt: skip
-        found.append(Arm(name=name, config=config, work=prepare(config.featurize)))
-    return found
-
-
 def run_arms(
-    spark: SparkSession, lake: Lake, common: Common, experiment: Experiment, variants: Sequence[Arm],
-    parent: tracking.Tracked, progress: Progress,
+    spark: SparkSession, lake: Lake, common: Common, golden: str, variants: Sequence[Arm], parent: tracking.Tracked,
+    progress: Progress, *, known: set[str],
 ) -> None:  # fmt: skip
-    """Featurize the golden set's media that a variant lacks, and evaluate it; equal fingerprints are computed once.
-
-    The runs' job is `experiment`: a check does not judge them, so what a variant found is not published.
-    """
-    seen: set[str] = set()
-    selection = Selection(golden=experiment.golden)
+    """Featurize and evaluate variants; fingerprints that are `known` are not computed again."""
     for arm in variants:
         mine = replace(common, config=arm.config, run_id=f"{common.run_id}.{arm.name}")
-        if arm.due.fingerprint not in seen:
-            seen.add(arm.due.fingerprint)
-            run_job(spark, lake, mine, featurizing(arm, selection), parent, progress)
-        run_job(spark, lake, mine, evaluating(arm, experiment.golden), parent, progress)
+        run_arm(spark, lake, mine, arm, golden, parent, progress, known=known)
+        run_job(spark, lake, mine, evaluating(arm, golden), parent, progress)
 
 
-def featurizing(arm: Arm, selection: Selection) -> Prepared:
-    """The job that computes what a variant lacks."""
-    return Prepared(
-        name=EXPERIMENT,
-        outputs=arm.work.outputs,
-        pins=featurize.pins,
-        run=lambda spark, lake, run: featurize.run(spark, lake, arm.config, run, arm.work, selection),
-    )
+def foreseen(experiment: Experiment, first: Measurement) -> tuple[float, str]:
+    """The smallest difference that the items are likely to show, known from the baseline alone, and that in words."""
+    n, margin = len(first.items), experiment.metrics[first.metric].margin
+    least = detectable(first.pair(first.data, first.data), n, seed=experiment.seed, alpha=experiment.alpha)
+    said = f"{n} items are likely to show a difference of {least:.2g} in {first.metric} (baseline {first.value:.3f})"
+    if least > margin:
+        said += f"; to show the margin, {margin:g}, takes about {n * (least / margin) ** 2:,.0f}"
+    return least, said
 
 
-def evaluating(arm: Arm, golden: str) -> Prepared:
-    """The job that measures a variant item by item."""
-    chosen = arm.config.evaluate.model_copy(update={"golden": (golden,)})
-    config = arm.config.model_copy(update={"evaluate": chosen})
-    return Prepared(
-        name="evaluate",
-        outputs={},
-        pins=evaluate.pins,
-        run=lambda spark, lake, run: evaluate.run(spark, lake, config, run, arm.work),
-        is_measured=False,
-    )
+def confirmed(experiment: Experiment, trials: Sequence[Trial]) -> Experiment:
+    """The experiment with the best of the trials among its variants."""
+    assert experiment.sweep is not None
+    chosen = {one.name: variant(experiment.sweep, one.settings) for one in best(trials, experiment.sweep.confirm)}
+    return experiment.model_copy(update={"variants": chosen | experiment.variants})
 
 
-def measure(
-    spark: SparkSession, lake: Lake, experiment: Experiment, variants: Sequence[Arm], items: Sequence[GoldenItem],
-    *, at: int,
-) -> list[Measured]:  # fmt: skip
-    """Every metric of every variant at one version of `features`, and what it costs, in turn on this machine."""
-    media_ids = [item.media_id for item in items if item.media_id is not None]
-    timed = timing(spark, lake, experiment, variants, media_ids)
-    found = []
-    for arm in variants:
-        frames = evaluate.read_frames(spark, lake, arm.due, media_ids, at=at)
-        measurements = evaluate.measurements(arm.due, items, frames, bridge_labels=arm.config.evaluate.bridge_labels)
-        failed = [all(frame.features is None for frame in each) for each in frames.values()]
-        found.append(
-            Measured(
-                arm=arm,
-                frames=frames,
-                measurements=measurements,
-                passes=timed[arm.name],
-                error_rate=float(np.mean(failed)),
-            )
-        )
-    return found
-
-
-def timing(
-    spark: SparkSession, lake: Lake, experiment: Experiment, variants: Sequence[Arm], media_ids: Sequence[str]
-) -> Mapping[str, Passes]:
-    """Passes of all variants over the same media, the first by id, in turn."""
-    from pyspark.sql import functions as F
-
-    columns = ["media_id", "content", "pack_uri", "offset", "length", "mime"]
-    chosen = sorted(set(media_ids))[: experiment.timed_media]
-    table = (
-        read(spark, lake, MEDIA).where(F.col("media_id").isin(chosen)).select(*columns).orderBy("media_id").toArrow()
-    )
-    [batch] = table.combine_chunks().to_batches() or [pa.RecordBatch.from_pylist([], schema=table.schema)]
-    timed = []
-    for arm in variants:
-        settings = arm.config.featurize
-        [loaded] = loaded_featurizers([(arm.due.spec, dict(arm.due.paths), arm.due.fingerprint)], "cpu")
-        timed.append(
-            Timed(
-                name=arm.name,
-                loaded=loaded,
-                settings=EngineSettings(
-                    max_pixels=settings.max_pixels,
-                    max_frames_per_video=settings.max_frames_per_video,
-                    decode_profile=settings.decode_profile,
-                    decode_threads=1,
-                ),
-            )
-        )
-    return interleaved(timed, batch, n_repeats=experiment.repeats)
-
-
-def run_experiment(common: Common, experiment: Experiment, command: str) -> Ending:
+def run_experiment(
+    common: Common, experiment: Experiment, command: str, *, claimed: Sequence[str] = (), is_dry: bool = False
+) -> Ending:
     """Featurize, evaluate, time and compare the variants; writes the page. Raises what ends it otherwise.
 
     command: what the reader of the page types to do it again.
+    claimed: the runs of `evaluate` that measured baseline and candidate; nothing is computed, and ComparisonRefused is
+    raised unless both measured the same items of the same tables, and what is measured here is what they say.
+    is_dry: only the baseline is run, and what the golden set can show is said.
     """
     tracking.tracking_store(lake_at(common.config.lake))
+    experiment = with_grid(experiment)
     variants = arms(experiment, common.config)
     progress = Progress(live=not (common.as_json or common.debug))
     with ExitStack() as stack:
@@ -159,8 +79,13 @@ def run_experiment(common: Common, experiment: Experiment, command: str) -> Endi
         progress(f"experiment {experiment.name}: starting Spark")
         spark = spark_session(common.config.spark, f"lakelens experiment {experiment.name}")
         lake = open_lake(spark, common.config.lake, create=False)
+        claims = [
+            read_claim(spark, lake, run_id, arm.due.spec.id) for run_id, arm in zip(claimed, variants, strict=False)
+        ]
+        experiment = as_claimed(experiment, variants, claims)
         number, items = read_golden(spark, lake, experiment.golden)
-        pinned = replace_golden(experiment, number)
+        golden_set = experiment.golden.partition("@")[0]
+        experiment = experiment.model_copy(update={"golden": f"{golden_set}@{number}"})
         parent = stack.enter_context(
             tracking.pipeline_run(
                 lake,
@@ -168,16 +93,41 @@ def run_experiment(common: Common, experiment: Experiment, command: str) -> Endi
                 name=common.run_id,
                 experiment=experiment.name,
                 warn=progress,
-                tags={"jobs": "experiment", "golden": pinned.golden, "baseline": experiment.baseline},
+                tags={"jobs": "experiment", "golden": experiment.golden, "baseline": experiment.baseline},
             )
         )
         try:
-            run_arms(spark, lake, common, pinned, variants, parent, progress)
+            known: set[str] = set()
+            part, trials = part_of(experiment, items, searched=False), list[Trial]()
+            stated, is_computed = experiment, experiment.features_version is None
+            if is_computed:
+                run_arms(spark, lake, common, experiment.golden, variants[:1], parent, progress, known=known)
+            inputs = _inputs(spark, lake, experiment)
+            _, measured = measurements(spark, lake, variants[0], items, part, at=inputs[FEATURES.name])
+            least, said = foreseen(experiment, primary(measured, experiment))
+            progress.note(said)
+            if is_dry:
+                facts = {"run_id": common.run_id, "lake": lake.uri, "golden": experiment.golden, "detectable": least}
+                return Ending(exit_code=FINISHED, message=said, facts=facts)
+            if is_computed:
+                if experiment.sweep is not None:
+                    seen = part_of(experiment, items, searched=True)
+                    trials = searched(
+                        spark, lake, common, experiment, variants[0], items, seen, parent, progress, known=known
+                    )
+                    experiment = confirmed(experiment, trials)
+                    variants = arms(experiment, common.config)
+                run_arms(spark, lake, common, experiment.golden, variants[1:], parent, progress, known=known)
+                inputs = _inputs(spark, lake, experiment)
             progress("timing the variants in turn")
-            inputs = evaluate.pins(spark, lake)
-            found = measure(spark, lake, pinned, variants, items, at=inputs[FEATURES.name])
+            found = measure(spark, lake, experiment, variants, items, part, at=inputs[FEATURES.name])
+            for claim, one in zip(claims, found, strict=False):
+                check_measured(claim, golden_set, one.measurements)
             progress("comparing")
-            report = page(spark, lake, pinned, found, items, number, inputs, command)
+            report = page(
+                spark, lake, experiment, found, items, number, inputs,
+                stated=stated, command=command, detectable=least, trials=trials,
+            )  # fmt: skip
             for one, candidate in zip(found[1:], report.candidates, strict=True):
                 mine = replace(common, run_id=f"{common.run_id}.{candidate.name}")
                 with suppress(RunAccepted):  # it is written already
@@ -194,11 +144,30 @@ def run_experiment(common: Common, experiment: Experiment, command: str) -> Endi
     facts = {
         "run_id": common.run_id,
         "lake": lake.uri,
-        "golden": pinned.golden,
+        "golden": experiment.golden,
         "verdicts": {one.name: one.verdict for one in report.candidates},
         "report": str(file),
     }
     return Ending(exit_code=FINISHED, message=f"{said} report at {file}", facts=facts)
+
+
+def as_claimed(experiment: Experiment, variants: Sequence[Arm], claims: Sequence[Claim]) -> Experiment:
+    """The experiment on what both claims measured, as it is without claims; raises ComparisonRefused."""
+    if not claims:
+        return experiment
+    baseline, candidate = claims
+    for claim, arm in zip(claims, variants, strict=True):
+        check_fingerprint(
+            f"{arm.name} ({arm.due.spec.id} of run {claim.run_id})", claim.fingerprint, arm.due.fingerprint
+        )
+    golden, at = agreed(baseline, candidate, experiment.golden)
+    return experiment.model_copy(update={"golden": golden, "features_version": at})
+
+
+def _inputs(spark: SparkSession, lake: Lake, experiment: Experiment) -> dict[str, int]:
+    """The versions of the tables that are compared."""
+    now = dict(evaluate.pins(spark, lake))
+    return now if experiment.features_version is None else now | {FEATURES.name: experiment.features_version}
 
 
 def concluding(baseline: Measured, candidate: Measured, found: Candidate, inputs: Mapping[str, int]) -> Prepared:
@@ -220,8 +189,3 @@ def concluding(baseline: Measured, candidate: Measured, found: Candidate, inputs
         run=lambda spark, lake, run: result,
         is_measured=False,
     )
-
-
-def replace_golden(experiment: Experiment, number: int) -> Experiment:
-    """The experiment on exactly this version of its golden set."""
-    return experiment.model_copy(update={"golden": f"{experiment.golden.partition('@')[0]}@{number}"})

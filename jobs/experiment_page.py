@@ -17,9 +17,18 @@ from jobs import evaluate
 from jobs.compare import Asked, Estimate, errors_kept, level, limit_kept, lines, overall, slices_kept
 from jobs.config import Config, ConfigError
 from jobs.experiment_file import Experiment
-from jobs.experiment_report import Candidate, ExperimentReport, Pair, Region, Variant, pareto_front
+from jobs.experiment_report import (
+    Candidate,
+    ExperimentReport,
+    Line,
+    Objectives,
+    Pair,
+    Region,
+    Trial,
+    Variant,
+    pareto_front,
+)
 from jobs.lake import Lake, read, sql_text
-from jobs.paired import detectable
 from jobs.quality import GoldenItem, Measurement
 from jobs.runs import code_version
 from jobs.timing import Passes
@@ -59,8 +68,10 @@ class Measured:
     error_rate: float
 
 
-def judged(experiment: Experiment, baseline: Measured, candidate: Measured, items: Sequence[GoldenItem]) -> Candidate:
-    """The verdict on a candidate, without the pictures."""
+def all_judged(
+    experiment: Experiment, baseline: Measured, candidates: Sequence[Measured], items: Sequence[GoldenItem]
+) -> list[Candidate]:
+    """The verdict on each candidate, without the pictures."""
     asked = Asked(
         margins={name: metric.margin for name, metric in experiment.metrics.items()},
         slices=experiment.slices,
@@ -68,7 +79,11 @@ def judged(experiment: Experiment, baseline: Measured, candidate: Measured, item
         seed=experiment.seed,
     )
     slices = {item.item_id: item.slices for item in items}
-    found = lines(baseline.measurements, candidate.measurements, slices, asked)
+    found = lines(baseline.measurements, [one.measurements for one in candidates], slices, asked)
+    return [_judged(experiment, baseline, one, its) for one, its in zip(candidates, found, strict=True)]
+
+
+def _judged(experiment: Experiment, baseline: Measured, candidate: Measured, found: Sequence[Line]) -> Candidate:
     rails = []
     if limit := experiment.guardrails.p95_ms:
         rails.append(limit_kept("p95_ms", baseline.passes.p95_ms, candidate.passes.p95_ms, at_most=limit.at_most))
@@ -83,10 +98,10 @@ def judged(experiment: Experiment, baseline: Measured, candidate: Measured, item
     return Candidate(name=candidate.arm.name, verdict=verdict, summary=summary, lines=found, guardrails=rails)
 
 
-def primary(measured: Measured, experiment: Experiment) -> Measurement:
-    """The measurement that decides."""
+def primary(measured: Sequence[Measurement], experiment: Experiment) -> Measurement:
+    """The measurement that decides; raises ConfigError where it is none of these."""
     wanted = next(iter(experiment.metrics))
-    there = {one.metric: one for one in measured.measurements}
+    there = {one.metric: one for one in measured}
     if wanted not in there:
         raise ConfigError(f"metric {wanted!r} is not measured here; measured: {', '.join(there)}")
     return there[wanted]
@@ -102,7 +117,7 @@ def variant_of(measured: Measured, experiment: Experiment, *, is_on_front: bool)
         fingerprint=measured.arm.due.fingerprint,
         is_baseline=measured.arm.name == experiment.baseline,
         settings={key: json.dumps(value) for key, value in variant.set.items()},
-        quality=primary(measured, experiment).value,
+        quality=primary(measured.measurements, experiment).value,
         p95_ms=p95.value,
         p95_low=p95.low,
         p95_high=p95.high,
@@ -128,7 +143,7 @@ def pairs(
     from pyspark.sql import functions as F
 
     theirs = {one.metric: one for one in candidate.measurements}
-    wanted = primary(baseline, experiment)
+    wanted = primary(baseline.measurements, experiment)
     own = [wanted, *baseline.measurements]
     shown = next((one for one in own if not np.isnan(one.values).all()), None)
     if shown is None:
@@ -197,19 +212,26 @@ def _region(label: str, box: Sequence[float]) -> Region:
 
 def page(
     spark: SparkSession, lake: Lake, experiment: Experiment, found: Sequence[Measured], items: Sequence[GoldenItem],
-    number: int, inputs: Mapping[str, int], command: str,
+    number: int, inputs: Mapping[str, int], *, stated: Experiment, command: str, detectable: float,
+    trials: Sequence[Trial],
 ) -> ExperimentReport:  # fmt: skip
-    """All that the experiment's page shows."""
+    """All that the experiment's page shows.
+
+    stated: the experiment as it was asked for, and by which command; detectable: what was foreseen of the baseline;
+    trials: of a search, whose best are among the variants of `experiment`.
+    """
     baseline, *others = found
-    first = primary(baseline, experiment)
+    first = primary(baseline.measurements, experiment)
     sign = 1.0 if first.higher_is_better else -1.0
-    points = [
-        (sign * primary(one, experiment).value, level(one.passes.p95_ms).value, dollars(one).value) for one in found
-    ]
-    front = pareto_front(points)
+
+    def point(one: Measured) -> Objectives:
+        quality = sign * primary(one.measurements, experiment).value
+        return quality, level(one.passes.p95_ms).value, dollars(one).value
+
+    front = pareto_front([point(one) for one in found])
     candidates = [
-        replace(judged(experiment, baseline, one, items), pairs=pairs(spark, lake, baseline, one, items, experiment))
-        for one in others
+        replace(its, pairs=pairs(spark, lake, baseline, one, items, experiment))
+        for one, its in zip(others, all_judged(experiment, baseline, others, items), strict=True)
     ]
     golden_set = experiment.golden.partition("@")[0]
     its_rows = f"golden_set = {sql_text(golden_set)} AND golden_version = {number}"
@@ -226,10 +248,11 @@ def page(
         card={key: str(value) for key, value in json.loads(card.card).items()} if card is not None else {},
         variants=[variant_of(one, experiment, is_on_front=on) for one, on in zip(found, front, strict=True)],
         candidates=candidates,
-        detectable=detectable(first.pair(first.data, first.data), len(first.items), seed=experiment.seed),
+        detectable=detectable,
+        trials=trials,
         costs={one.arm.name: {"decode and infer": dollars(one).value} for one in found},
         inputs=inputs,
-        settings_text=yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False),
+        settings_text=yaml.safe_dump(stated.model_dump(mode="json"), sort_keys=False),
         commands=[command],
         versions={"lakelens": code_version(), "Spark": spark.version, "Python": platform.python_version()},
         notes=notes(experiment, found),

@@ -8,12 +8,15 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 from jobs.report import duration, number
 
 Region = tuple[str, float, float, float, float]  # label, x, y, width, height as fractions of the picture
 Rectangle = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 Point = tuple[float, float]  # x, y in pixels
+# quality, of which more is better, and two costs, of which less is: milliseconds and dollars, or ratios of them
+Objectives = tuple[float, float, float]
 
 MINUS, NOTHING = "\u2212", "\u2013"  # typography
 VERDICTS = ("better", "worse", "equivalent", "undecided")  # each has a colour and a shape; all else is not judged
@@ -100,6 +103,15 @@ class Variant:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What a search tried."""
+
+    name: str
+    settings: Mapping[str, Any]  # key -> value
+    objectives: Objectives  # on the items that the search saw; costs as ratios to the baseline's
+
+
+@dataclass(frozen=True, kw_only=True)
 class Candidate:
     """What was found about one variant."""
 
@@ -127,6 +139,7 @@ class ExperimentReport:
     variants: Sequence[Variant]
     candidates: Sequence[Candidate]
     detectable: float  # smallest difference of the primary metric that the items could show, known before the run
+    trials: Sequence[Trial] = ()  # of a search, whose best are the candidates
     costs: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # variant -> stage -> dollars per million
     inputs: Mapping[str, int] = field(default_factory=dict)  # table -> version
     settings_text: str = ""  # YAML of the experiment
@@ -191,12 +204,12 @@ class Panel:
     front: str  # SVG path
 
 
-def dominates(one: tuple[float, float, float], other: tuple[float, float, float]) -> bool:
+def dominates(one: Objectives, other: Objectives) -> bool:
     """Whether `one` is nowhere worse and somewhere better: quality higher, milliseconds and dollars lower."""
     return one != other and one[0] >= other[0] and one[1] <= other[1] and one[2] <= other[2]
 
 
-def pareto_front(points: Sequence[tuple[float, float, float]]) -> list[bool]:
+def pareto_front(points: Sequence[Objectives]) -> list[bool]:
     """Which points (quality, milliseconds, dollars) no other dominates; equal ones stand or fall together."""
     return [not any(dominates(other, point) for other in points) for point in points]
 

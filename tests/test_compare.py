@@ -28,18 +28,18 @@ SLICES = {f"{i:03d}": {"source": "web" if i < 180 else "folder", "size": "tiny"}
 
 def test_a_better_candidate_is_better_and_the_same_one_is_equivalent() -> None:
     asked = Asked(margins={"top_1": 0.05})
-    [line] = lines(measured(BASELINE), measured(BETTER), {}, asked)
+    [[line]] = lines(measured(BASELINE), [measured(BETTER)], {}, asked)
     assert line.verdict == "better" and line.low is not None and line.low > 0
     assert line.difference == pytest.approx(BETTER.mean() - BASELINE.mean())
-    [line] = lines(measured(BETTER), measured(BASELINE), {}, asked)
+    [[line]] = lines(measured(BETTER), [measured(BASELINE)], {}, asked)
     assert line.verdict == "worse"
-    [line] = lines(measured(BASELINE), measured(BASELINE), {}, asked)
+    [[line]] = lines(measured(BASELINE), [measured(BASELINE)], {}, asked)
     assert (line.verdict, line.n_different, line.low, line.high) == ("equivalent", 0, 0, 0)
 
 
 def test_each_value_of_a_slice_is_judged_apart_and_corrected_together() -> None:
     asked = Asked(margins={"top_1": 0.05, "mean_per_class_accuracy": 0.05}, slices=["source", "size", "none"])
-    found = lines(measured(BASELINE), measured(BETTER), SLICES, asked)
+    [found] = lines(measured(BASELINE), [measured(BETTER)], SLICES, asked)
     assert [(line.metric, line.slice, line.n_items) for line in found] == [
         (metric, name, n)
         for metric in asked.margins
@@ -51,21 +51,33 @@ def test_each_value_of_a_slice_is_judged_apart_and_corrected_together() -> None:
     assert any(line.adjusted_p > line.p_value for line in found)  # type: ignore[operator]
 
 
+def test_p_values_are_corrected_for_all_candidates_together() -> None:
+    slightly = BASELINE.copy()
+    slightly[np.flatnonzero(~BASELINE)[:14]] = True
+    slightly[np.flatnonzero(BASELINE)[:3]] = False
+    asked = Asked(margins={"top_1": 0.05})
+    [[alone]] = lines(measured(BASELINE), [measured(slightly)], {}, asked)
+    many = lines(measured(BASELINE), [measured(slightly)] * 5, {}, asked)
+    assert alone.verdict == "better" and len(many) == 5
+    assert [line.verdict for [line] in many] == ["undecided"] * 5
+    assert many[0][0].p_value == alone.p_value and many[0][0].adjusted_p == pytest.approx(5 * alone.p_value)  # type: ignore[operator]
+
+
 def test_few_items_or_few_different_ones_are_not_judged_and_say_why() -> None:
     few = {item: {"source": "folder" if i < 40 else "web"} for i, item in enumerate(SLICES)}
-    found = lines(measured(BASELINE), measured(BETTER), few, Asked(margins={"top_1": 0.05}, slices=["source"]))
+    [found] = lines(measured(BASELINE), [measured(BETTER)], few, Asked(margins={"top_1": 0.05}, slices=["source"]))
     assert [line.verdict for line in found] == ["better", "not judged", "better"]
     assert found[1].reason == "40 items, at least 50 are needed for an interval"
     assert found[1].low is None and found[1].adjusted_p is None
     one_more = BASELINE.copy()
     one_more[np.flatnonzero(~BASELINE)[0]] = True
-    [line] = lines(measured(BASELINE), measured(one_more), {}, Asked(margins={"top_1": 0.05}))
+    [[line]] = lines(measured(BASELINE), [measured(one_more)], {}, Asked(margins={"top_1": 0.05}))
     assert line.verdict == "not judged" and "only 1 items are answered differently" in line.reason
 
 
 def test_a_metric_that_was_not_measured_is_refused_with_those_that_were() -> None:
     with pytest.raises(ValueError, match=r"recall was not measured of the baseline and the candidate; measured: top_1"):
-        lines(measured(BASELINE), measured(BETTER), {}, Asked(margins={"recall": 0.05}))
+        lines(measured(BASELINE), [measured(BETTER)], {}, Asked(margins={"recall": 0.05}))
 
 
 def test_a_level_is_the_geometric_mean_with_students_interval_of_the_logs() -> None:
@@ -91,10 +103,10 @@ def test_errors_are_compared_as_shares_of_the_same_items() -> None:
 
 
 def test_a_broken_limit_makes_a_better_candidate_worse_and_the_first_metric_decides_else() -> None:
-    found = lines(measured(BASELINE), measured(BETTER), SLICES, Asked(margins={"top_1": 0.05}, slices=["source"]))
+    [found] = lines(measured(BASELINE), [measured(BETTER)], SLICES, Asked(margins={"top_1": 0.05}, slices=["source"]))
     verdict, why = overall(found, [slices_kept(found)])
     assert verdict == "better" and why.startswith("top_1 0.")
     verdict, why = overall(found, [errors_kept(0.0, 0.5, at_most=0.1)])
     assert verdict == "worse" and "breaks error_rate (50.00% of the items failed" in why
-    worse = lines(measured(BETTER), measured(BASELINE), SLICES, Asked(margins={"top_1": 0.05}, slices=["source"]))
+    [worse] = lines(measured(BETTER), [measured(BASELINE)], SLICES, Asked(margins={"top_1": 0.05}, slices=["source"]))
     assert not slices_kept(worse).is_kept

@@ -150,6 +150,33 @@ def test_labels_become_a_golden_set_and_variants_are_measured_on_it_item_by_item
     by_class = {row["item_id"]: row["value"] for row in rows if row["metric"] == "recall_at_1"}
     assert by_class == {"tabby cat": 1, "espresso": 1, "missile": 1, "moped": 0}
 
+    # Evaluations of one snapshot are compared as they were; what differs from what they measured is refused.
+    both_ids = ("--baseline", CONCEPTS, "--candidate", CONCEPTS, "--golden", "few", "--metric", "top_1")
+    again = ("compare", *both_ids, "--baseline-run", "try.five", "--candidate-run")
+    outcome = lakelens(*again, "try.five", "--run-id", "same")
+    assert outcome["verdicts"] == {"candidate": "not judged"} and outcome["golden"] == "few@1"
+    refused = lakelens(*again, "try.one", exit_code=2)["message"]
+    assert "run try.one.evaluate measured top_1 of concept_efficientnet.lite0@1 as" in refused
+    assert "there is no run try in" in lakelens(*again, "try", exit_code=2)["message"]
+    fast = ("--set", "featurize.decode_profile=fast")
+    assert "is to have fingerprint" in lakelens(*again, "try.five", *fast, exit_code=2)["message"]
+
+    # A search tries on some items, and is resumed from what it tried.
+    sweep = {"method": "search", "trials": 3, "confirm": 1, "over": {"evaluate.bridge_labels": {"low": 1, "high": 5}}}
+    searching = EXPERIMENT | {"sweep": sweep | {"featurizer": CONCEPTS}, "variants": {"one": {"featurizer": CONCEPTS}}}
+    (tmp_path / "search.yaml").write_text(json.dumps(searching))
+    outcome = lakelens("experiment", str(tmp_path / "search.yaml"), "--run-id", "seek")
+    [chosen] = outcome["verdicts"]
+    assert chosen.startswith("bridge_labels-")
+    trials = {row["run_id"]: dict(row["outputs"]) for row in table("runs") if row["job"] == "trial"}
+    assert set(trials) <= {f"seek.trial-{i}.trial" for i in range(3)} and len(trials) >= 2
+    again_said = lakelens("experiment", str(tmp_path / "search.yaml"), "--run-id", "seek")
+    assert list(again_said["verdicts"]) == [chosen] and "What was tried" in Path(again_said["report"]).read_text()
+    assert trials == {row["run_id"]: dict(row["outputs"]) for row in table("runs") if row["job"] == "trial"}
+    assert table("features") == features  # of one fingerprint, which was there
+    dry = lakelens("experiment", str(tmp_path / "labels.yaml"), "--dry-run")
+    assert "4 items are likely to show a difference of" in dry["message"] and dry["detectable"] > 0
+
     lake = open_lake(spark, str(tmp_path / "lake"))
     described = {"name": "few", "kind": "labels", "labels": str(labels), "pictures": str(pictures)}
     same, other = (Golden(**described, card={"licence": licence}) for licence in ("CC0", "MIT"))

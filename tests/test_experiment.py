@@ -5,13 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from jobs.claims import ComparisonRefused
 from jobs.config import ConfigError, load_config
 from jobs.evaluate import Frame
-from jobs.experiment import arms
+from jobs.experiment import foreseen
 from jobs.experiment_file import checked, read_experiment, two_featurizers
 from jobs.experiment_page import said_of
+from jobs.quality import GoldenItem, zero_shot
+from jobs.variants import arms
 from tests.test_evaluate import CONCEPTS, EXPERIMENT, feature
 
 
@@ -26,8 +30,12 @@ def test_every_worked_experiment_can_be_read(path: Path) -> None:
     ("changed", "said"),
     [
         ({"baseline": "two"}, "baseline is 'two', allowed: five, one"),
+        (
+            {"variants": {"a/b": {"featurizer": CONCEPTS}, "one": {"featurizer": CONCEPTS}}},
+            "variant 'a/b' is not allowed",
+        ),
         ({"metrics": {}}, "metrics: Dictionary should have at least 1 item"),
-        ({"variants": {"one": {"featurizer": CONCEPTS}}}, "variants: Dictionary should have at least 2 items"),
+        ({"variants": {"one": {"featurizer": CONCEPTS}}}, "variants holds 'one' alone; name another one, or a sweep"),
         ({"metrics": {"top_1": {"margin": 0}}}, "metrics.top_1.margin: Input should be greater than 0"),
         ({"nonsense": 1}, "nonsense: Extra inputs are not permitted"),
         ({"repeats": 1}, "repeats: Input should be greater than or equal to 3"),
@@ -53,6 +61,26 @@ def test_the_baseline_comes_first_and_each_variant_has_its_own_settings() -> Non
     }
     with pytest.raises(ConfigError, match=r"featurize\.speed is not a configuration key"):
         arms(checked(wrong, "file"), load_config())
+
+
+def test_a_fingerprint_that_is_claimed_must_be_the_one_that_is_computed() -> None:
+    [first, _] = arms(checked(EXPERIMENT, "file"), load_config())
+    claimed = {name: {"featurizer": f"{CONCEPTS}#{first.due.fingerprint[:8]}"} for name in ("one", "five")}
+    assert len(arms(checked(EXPERIMENT | {"variants": claimed}, "file"), load_config())) == 2
+    claimed["five"]["featurizer"] = f"{CONCEPTS}#0000"
+    with pytest.raises(ComparisonRefused, match="variant five is to have fingerprint 0000"):
+        arms(checked(EXPERIMENT | {"variants": claimed}, "file"), load_config())
+
+
+def test_what_items_can_show_is_said_before_the_candidates_run() -> None:
+    items = [GoldenItem(item_id=str(i), kind="labels", labels=("cat",)) for i in range(400)]
+    right = np.arange(400) % 2 == 0
+    found = zero_shot(items, ["cat", "dog"], np.stack([right, ~right], axis=1).astype(float))
+    least, said = foreseen(checked(EXPERIMENT, "file"), found[0])
+    assert least == pytest.approx(2.8016 * 0.5 / 20, rel=0.05)  # of a coin, answers correlating by one half
+    assert "400 items are likely to show a difference of 0.071 in top_1 (baseline 0.500); to show the margin" in said
+    wide = checked(EXPERIMENT | {"metrics": {"top_1": {"margin": 0.2}}}, "file")
+    assert "margin" not in foreseen(wide, found[0])[1]
 
 
 def test_two_featurizers_are_an_experiment_without_a_file() -> None:

@@ -1,0 +1,99 @@
+"""The trials of a search: each featurized, measured and timed beside the baseline, and kept as a run. Proposes none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jobs import evaluate, tracking
+from jobs.command import Common
+from jobs.config import ConfigError
+from jobs.experiment_file import Experiment
+from jobs.experiment_page import Arm, primary
+from jobs.experiment_report import Trial
+from jobs.lake import Lake, sql_text
+from jobs.progress import Progress
+from jobs.quality import GoldenItem
+from jobs.run import Prepared, run_job
+from jobs.runs import JobResult, run_rows, stored_run_id
+from jobs.sweep import Search, Settings, key_of, variant, variant_name
+from jobs.variants import Part, arm_of, measure, run_arm
+from schemas import FEATURES
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+TRIAL = "trial"
+SETTINGS = "settings"  # key of a trial's outputs
+OBJECTIVES = ("quality", "p95_ratio", "usd_ratio")  # of its metrics
+
+
+def searched(
+    spark: SparkSession, lake: Lake, common: Common, experiment: Experiment, baseline: Arm,
+    items: Sequence[GoldenItem], part: Part, parent: tracking.Tracked, progress: Progress, *, known: set[str],
+) -> list[Trial]:  # fmt: skip
+    """Try what a search proposes; each trial is a run, so that a search that died goes on where it was.
+
+    known: fingerprints that are computed; those of the trials are added. Raises ConfigError where a trial of this run
+    id was another one.
+    """
+    assert experiment.sweep is not None
+    search = Search(experiment.sweep.over, seed=experiment.seed)
+    trials: dict[str, Trial] = {}
+    for number in range(experiment.sweep.trials):
+        settings = search.ask()
+        key = key_of(settings)
+        if key not in trials:
+            name = variant_name(settings)
+            progress(f"trial {number + 1} of {experiment.sweep.trials}: {name}")
+            mine = replace(common, run_id=f"{common.run_id}.{TRIAL}-{number}")
+            if (row := _accepted(spark, lake, mine)) is None:
+                arm = arm_of(name, variant(experiment.sweep, settings), common.config)
+                run_arm(spark, lake, mine, arm, experiment.golden, parent, progress, known=known)
+                job = trying(experiment, baseline, arm, items, part, settings)
+                run_job(spark, lake, mine, job, parent, progress)
+                row = _accepted(spark, lake, mine)
+                assert row is not None
+            if (done := row["outputs"][SETTINGS]) != key:
+                raise ConfigError(f"run {common.run_id} tried {done}, and the file now says {key}; give a new --run-id")
+            quality, p95_ratio, usd_ratio = (row["metrics"][name] for name in OBJECTIVES)
+            trials[key] = Trial(name=name, settings=settings, objectives=(quality, p95_ratio, usd_ratio))
+        search.tell(trials[key].objectives)
+    return list(trials.values())
+
+
+def _accepted(spark: SparkSession, lake: Lake, common: Common) -> Mapping[str, Any] | None:
+    mine = f"run_id = {sql_text(stored_run_id(common.run_id, TRIAL))} AND status = 'accepted'"
+    return next(iter(run_rows(spark, lake, mine)), None)
+
+
+def trying(
+    experiment: Experiment, baseline: Arm, arm: Arm, items: Sequence[GoldenItem], part: Part, settings: Settings
+) -> Prepared:
+    """The job that measures a variant on a part of the items, and times it in turn with the baseline.
+
+    Its costs are ratios to the baseline's, so that trials of busy and of idle hours can be compared.
+    """
+
+    def run(spark: SparkSession, lake: Lake, _: object) -> JobResult:
+        at = evaluate.pins(spark, lake)[FEATURES.name]
+        first, found = measure(spark, lake, experiment, [baseline, arm], items, part, at=at)
+        wanted = primary(found.measurements, experiment)
+        if np.isnan(wanted.value):
+            raise ConfigError(f"{wanted.metric} is not defined on the {len(wanted.items)} items that the search sees")
+        values = (
+            wanted.value if wanted.higher_is_better else -wanted.value,
+            float(np.median(found.passes.p95_ms / first.passes.p95_ms)),
+            float(np.median(found.passes.cpu_s / first.passes.cpu_s)),
+        )
+        return JobResult(
+            status="accepted",
+            message=f"{arm.name}: {wanted.metric} {wanted.value:.4f}",
+            outputs={SETTINGS: key_of(settings)},
+            metrics=dict(zip(OBJECTIVES, values, strict=True)),
+        )
+
+    return Prepared(name=TRIAL, outputs={}, pins=evaluate.pins, run=run, is_measured=False)

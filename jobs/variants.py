@@ -1,0 +1,176 @@
+"""The variants of an experiment: made ready, featurized, measured on golden items, timed in turn. Judges nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from jobs import evaluate, featurize, tracking
+from jobs.check import EXPERIMENT
+from jobs.claims import check_fingerprint
+from jobs.command import Common
+from jobs.config import Config, load_config
+from jobs.engine import EngineSettings
+from jobs.experiment_file import Experiment, Range, VariantConf
+from jobs.experiment_page import Arm, Measured
+from jobs.inference import loaded_featurizers
+from jobs.lake import Lake, read
+from jobs.progress import Progress
+from jobs.quality import GoldenItem, Measurement
+from jobs.run import Prepared, run_job
+from jobs.sweep import Settings, is_searched, variant, variant_name
+from jobs.timing import Passes, Timed, interleaved
+from jobs.work import Selection, prepare
+from schemas import MEDIA
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+
+def arm_of(name: str, variant: VariantConf, base: Config) -> Arm:
+    """A variant; raises what is wrong with it."""
+    featurizer, _, digits = variant.featurizer.partition("#")
+    chosen = {"featurizers": [featurizer], "link_captions": False}
+    assignments = [f"{key}={json.dumps(value)}" for key, value in variant.set.items()]
+    described = base.model_dump(mode="json")
+    config = load_config((), assignments, {**described, "featurize": {**described["featurize"], **chosen}})
+    arm = Arm(name=name, config=config, work=prepare(config.featurize))
+    check_fingerprint(name, digits, arm.due.fingerprint)
+    return arm
+
+
+def arms(experiment: Experiment, base: Config) -> list[Arm]:
+    """The variants, the baseline first; raises what is wrong with one of them, or with what is to be searched."""
+    names = [experiment.baseline, *(name for name in experiment.variants if name != experiment.baseline)]
+    found = [arm_of(name, experiment.variants[name], base) for name in names]
+    if experiment.sweep is not None:
+        over = experiment.sweep.over
+        values = {key: [each.low, each.high] if isinstance(each, Range) else each for key, each in over.items()}
+        first: Settings = {key: each[0] for key, each in values.items()}
+        for settings in [first, *({**first, key: value} for key, each in values.items() for value in each[1:])]:
+            arm_of(variant_name(settings), variant(experiment.sweep, settings), base)
+    return found
+
+
+def run_arm(
+    spark: SparkSession, lake: Lake, common: Common, arm: Arm, golden: str, parent: tracking.Tracked,
+    progress: Progress, *, known: set[str],
+) -> None:  # fmt: skip
+    """Featurize the golden set's media that a variant lacks, unless its fingerprint is `known`, and add it to those.
+
+    The run's job is `experiment`: a check does not judge it, so what a variant found is not published.
+    """
+    if arm.due.fingerprint not in known:
+        run_job(spark, lake, common, featurizing(arm, Selection(golden=golden)), parent, progress)
+        known.add(arm.due.fingerprint)
+
+
+def featurizing(arm: Arm, selection: Selection) -> Prepared:
+    """The job that computes what a variant lacks."""
+    return Prepared(
+        name=EXPERIMENT,
+        outputs=arm.work.outputs,
+        pins=featurize.pins,
+        run=lambda spark, lake, run: featurize.run(spark, lake, arm.config, run, arm.work, selection),
+    )
+
+
+def evaluating(arm: Arm, golden: str) -> Prepared:
+    """The job that measures a variant item by item."""
+    chosen = arm.config.evaluate.model_copy(update={"golden": (golden,)})
+    config = arm.config.model_copy(update={"evaluate": chosen})
+    return Prepared(
+        name="evaluate",
+        outputs={},
+        pins=evaluate.pins,
+        run=lambda spark, lake, run: evaluate.run(spark, lake, config, run, arm.work),
+        is_measured=False,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Some items of a golden set: those that a search sees, or the others."""
+
+    groups: Mapping[str, str]  # item id -> what must not be torn apart, such as the copies of one picture
+    share: float  # that a search sees
+    seed: int
+    searched: bool
+
+    def of(self, measured: Measurement) -> Measurement:
+        """A metric on these items alone."""
+        drawn = [is_searched(self.groups.get(item, item), share=self.share, seed=self.seed) for item in measured.items]
+        return measured.only([i for i, searched in enumerate(drawn) if searched == self.searched])
+
+
+def part_of(experiment: Experiment, items: Sequence[GoldenItem], *, searched: bool) -> Part:
+    """The items that a search sees, or those that the verdict is on; without a search all of them."""
+    share = 0.0 if experiment.sweep is None or experiment.sweep.method != "search" else experiment.sweep.search_share
+    groups = {item.item_id: item.copy_group for item in items if item.copy_group is not None}
+    return Part(groups=groups, share=share, seed=experiment.seed, searched=searched)
+
+
+def measurements(
+    spark: SparkSession, lake: Lake, arm: Arm, items: Sequence[GoldenItem], part: Part, *, at: int
+) -> tuple[evaluate.Frames, list[Measurement]]:
+    """What a variant found in the golden set's media at a version of `features`, and every metric of it."""
+    media_ids = [item.media_id for item in items if item.media_id is not None]
+    frames = evaluate.read_frames(spark, lake, arm.due, media_ids, at=at)
+    found = evaluate.measurements(arm.due, items, frames, bridge_labels=arm.config.evaluate.bridge_labels)
+    return frames, [part.of(one) for one in found]
+
+
+def measure(
+    spark: SparkSession, lake: Lake, experiment: Experiment, variants: Sequence[Arm], items: Sequence[GoldenItem],
+    part: Part, *, at: int,
+) -> list[Measured]:  # fmt: skip
+    """Every metric of every variant at one version of `features`, and what it costs, in turn on this machine."""
+    media_ids = [item.media_id for item in items if item.media_id is not None]
+    found = []
+    for arm in variants:
+        frames, measured = measurements(spark, lake, arm, items, part, at=at)
+        failed = [all(frame.features is None for frame in each) for each in frames.values()]
+        found.append((arm, frames, measured, float(np.mean(failed))))
+    timed = timing(spark, lake, experiment, variants, media_ids)
+    return [
+        Measured(arm=arm, frames=frames, measurements=measured, passes=timed[arm.name], error_rate=error_rate)
+        for arm, frames, measured, error_rate in found
+    ]
+
+
+def timing(
+    spark: SparkSession, lake: Lake, experiment: Experiment, variants: Sequence[Arm], media_ids: Sequence[str]
+) -> Mapping[str, Passes]:
+    """Passes of all variants over the same media, the first by id, in turn; those of one fingerprint are one."""
+    from pyspark.sql import functions as F
+
+    columns = ["media_id", "content", "pack_uri", "offset", "length", "mime"]
+    chosen = sorted(set(media_ids))[: experiment.timed_media]
+    table = (
+        read(spark, lake, MEDIA).where(F.col("media_id").isin(chosen)).select(*columns).orderBy("media_id").toArrow()
+    )
+    [batch] = table.combine_chunks().to_batches() or [pa.RecordBatch.from_pylist([], schema=table.schema)]
+    of_fingerprint = {arm.due.fingerprint: arm for arm in variants}
+    timed = []
+    for fingerprint, arm in of_fingerprint.items():
+        settings = arm.config.featurize
+        [loaded] = loaded_featurizers([(arm.due.spec, dict(arm.due.paths), fingerprint)], "cpu")
+        timed.append(
+            Timed(
+                name=fingerprint,
+                loaded=loaded,
+                settings=EngineSettings(
+                    max_pixels=settings.max_pixels,
+                    max_frames_per_video=settings.max_frames_per_video,
+                    decode_profile=settings.decode_profile,
+                    decode_threads=1,
+                ),
+            )
+        )
+    passes = interleaved(timed, batch, n_repeats=experiment.repeats)
+    return {arm.name: passes[arm.due.fingerprint] for arm in variants}
