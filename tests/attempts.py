@@ -107,9 +107,18 @@ def start_driver(
 
 def start(lake: Path, run_id: str, log: Path, *, master: str = "local[2]") -> Attempt:
     """A process that makes one attempt and ends."""
+    return _started(lake, log, "tests.fault_driver", master, str(lake), run_id)
+
+
+def start_command(lake: Path, log: Path, *arguments: str) -> Attempt:
+    """A `lakelens` command on a lake."""
+    return _started(lake, log, "jobs", *arguments, "--lake", str(lake))
+
+
+def _started(lake: Path, log: Path, module: str, *arguments: str) -> Attempt:
     with log.open("a") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.fault_driver", master, str(lake), run_id],
+            [sys.executable, "-m", module, *arguments],
             cwd=ROOT, env=os.environ | {"SPARK_LOCAL_IP": "127.0.0.1"}, stdout=output, stderr=output, text=True,
             start_new_session=True,
         )  # fmt: skip

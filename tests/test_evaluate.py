@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,11 @@ from jobs.lake import open_lake
 from jobs.quality import GoldenItem
 from jobs.runs import Run
 from jobs.work import prepare
+from tests.attempts import kill_all, logged, start_command, until_struck
+from tests.fault_driver import EXPIRY_S
 from tests.rows import NOW
 
-CONCEPTS = "concept_efficientnet.lite0@1"
+CONCEPTS, INT8 = "concept_efficientnet.lite0@1", "concept_efficientnet.lite0_int8@1"
 SHOWN = {"chelsea": "tabby cat", "coffee": "espresso", "rocket": "missile", "motorcycle": "moped"}
 Command = Callable[..., dict[str, Any]]
 EXPERIMENT: dict[str, Any] = {
@@ -176,6 +179,23 @@ def test_labels_become_a_golden_set_and_variants_are_measured_on_it_item_by_item
     assert table("features") == features  # of one fingerprint, which was there
     dry = lakelens("experiment", str(tmp_path / "labels.yaml"), "--dry-run")
     assert "4 items are likely to show a difference of" in dry["message"] and dry["detectable"] > 0
+
+    # One that is killed when the first of its two variants is committed pays for the second alone.
+    variants = {"int8": {"featurizer": INT8}, "fast": {"featurizer": INT8, "set": {"featurize.decode_profile": "fast"}}}
+    killed = EXPERIMENT | {"variants": variants, "baseline": "int8"}
+    (tmp_path / "killed.yaml").write_text(json.dumps(killed))
+    beats = ("--set", "featurize.heartbeat_s=1", "--set", f"featurize.lease_expiry_s={EXPIRY_S}")
+    command = ("experiment", str(tmp_path / "killed.yaml"), "--run-id", "killed", *beats)
+    before = logged(tmp_path / "lake", "features")
+    attempt = start_command(tmp_path / "lake", tmp_path / "log", *command)
+    assert until_struck(attempt, lambda now: logged(now.lake, "features") > before), attempt.log.read_text()
+    kill_all(attempt.process)
+    assert logged(tmp_path / "lake", "features") == before + 1
+    time.sleep(EXPIRY_S)
+    assert lakelens(*command)["verdicts"] == {"fast": "not judged"}
+    assert logged(tmp_path / "lake", "features") == before + 2
+    keys = [(row["media_id"], row["fingerprint"]) for row in table("features")]
+    assert len(keys) == len(set(keys)) == 3 * len(SHOWN)
 
     lake = open_lake(spark, str(tmp_path / "lake"))
     described = {"name": "few", "kind": "labels", "labels": str(labels), "pictures": str(pictures)}
