@@ -200,14 +200,15 @@ def errors_kept(baseline: float, candidate: float, *, at_most: float) -> Guardra
 
 
 def slices_kept(judged: Sequence[Line]) -> Guardrail:
-    """Whether no slice is worse."""
+    """Whether no slice is worse by more than the metric's margin."""
     apart = [line for line in judged if line.slice is not None]
-    worse = [f"{line.metric} on {line.slice}" for line in apart if line.verdict == "worse"]
+    broken = [line for line in apart if line.verdict == "worse" and abs(line.difference) > line.margin]
+    worse = [f"{line.metric} on {line.slice}" for line in broken]
     unknown = sum(line.verdict == NOT_JUDGED for line in apart)
     said = f"worse: {', '.join(worse)}" if worse else "none is worse"
     return Guardrail(
         name="slices",
-        limit="no slice worse",
+        limit="no slice worse by more than its margin",
         value=float(len(worse)),
         is_kept=not worse,
         reason=said + (f"; {unknown} of {len(apart)} too small to judge" if unknown else ""),

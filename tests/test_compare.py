@@ -110,3 +110,6 @@ def test_a_broken_limit_makes_a_better_candidate_worse_and_the_first_metric_deci
     assert verdict == "worse" and "breaks error_rate (50.00% of the items failed" in why
     [worse] = lines(measured(BETTER), [measured(BASELINE)], SLICES, Asked(margins={"top_1": 0.05}, slices=["source"]))
     assert not slices_kept(worse).is_kept
+    asked = Asked(margins={"top_1": 0.9}, slices=["source"])
+    [little] = lines(measured(BETTER), [measured(BASELINE)], SLICES, asked)
+    assert any(line.verdict == "worse" for line in little) and slices_kept(little).is_kept  # certainly, but not by much
