@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
@@ -17,8 +17,9 @@ from jobs.command import FINISHED, Common, Ending
 from jobs.config import Config, load_config
 from jobs.engine import EngineSettings
 from jobs.experiment_file import Experiment
-from jobs.experiment_page import Arm, Measured, flat, page
+from jobs.experiment_page import Arm, Measured, page
 from jobs.experiment_report import Candidate, render
+from jobs.experiment_tracking import log_experiment, variant_runs
 from jobs.golden import read_golden
 from jobs.inference import loaded_featurizers
 from jobs.lake import Lake, lake_at, open_lake, read
@@ -52,7 +53,7 @@ def arms(experiment: Experiment, base: Config) -> list[Arm]:
 
 def run_arms(
     spark: SparkSession, lake: Lake, common: Common, experiment: Experiment, variants: Sequence[Arm],
-    parent: tracking.Tracked, progress: Progress,
+    run_of: Callable[[Arm], tracking.Tracked], progress: Progress,
 ) -> None:  # fmt: skip
     """Featurize the golden set's media that a variant lacks, and evaluate it; equal fingerprints are computed once.
 
@@ -64,8 +65,8 @@ def run_arms(
         mine = replace(common, config=arm.config, run_id=f"{common.run_id}.{arm.name}")
         if arm.due.fingerprint not in seen:
             seen.add(arm.due.fingerprint)
-            run_job(spark, lake, mine, featurizing(arm, selection), parent, progress)
-        run_job(spark, lake, mine, evaluating(arm, experiment.golden), parent, progress)
+            run_job(spark, lake, mine, featurizing(arm, selection), run_of(arm), progress)
+        run_job(spark, lake, mine, evaluating(arm, experiment.golden), run_of(arm), progress)
 
 
 def featurizing(arm: Arm, selection: Selection) -> Prepared:
@@ -171,8 +172,9 @@ def run_experiment(common: Common, experiment: Experiment, command: str) -> Endi
                 tags={"jobs": "experiment", "golden": pinned.golden, "baseline": experiment.baseline},
             )
         )
+        run_of = stack.enter_context(variant_runs(parent, lake, pinned))
         try:
-            run_arms(spark, lake, common, pinned, variants, parent, progress)
+            run_arms(spark, lake, common, pinned, variants, run_of, progress)
             progress("timing the variants in turn")
             inputs = evaluate.pins(spark, lake)
             found = measure(spark, lake, pinned, variants, items, at=inputs[FEATURES.name])
@@ -181,7 +183,7 @@ def run_experiment(common: Common, experiment: Experiment, command: str) -> Endi
             for one, candidate in zip(found[1:], report.candidates, strict=True):
                 mine = replace(common, run_id=f"{common.run_id}.{candidate.name}")
                 with suppress(RunAccepted):  # it is written already
-                    run_job(spark, lake, mine, concluding(found[0], one, candidate, inputs), parent, progress)
+                    run_job(spark, lake, mine, concluding(found[0], one, candidate, inputs), run_of(one.arm), progress)
         except BaseException as e:
             e.add_note(f"run_id={common.run_id}")
             raise
@@ -189,7 +191,7 @@ def run_experiment(common: Common, experiment: Experiment, command: str) -> Endi
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(render(report), encoding="utf-8")
         tracking.log_files(parent, [file])
-        tracking.log_metrics(parent, flat(report))
+        log_experiment(parent, run_of, lake, pinned, found, report)
     said = "; ".join(f"{one.name} is {one.verdict}: {one.summary}" for one in report.candidates)
     facts = {
         "run_id": common.run_id,

@@ -255,23 +255,3 @@ def notes(experiment: Experiment, found: Sequence[Measured]) -> list[str]:
         if len(names) > 1
     ]
     return said
-
-
-def flat(report: ExperimentReport) -> dict[str, float]:
-    """The comparison as MLflow's metrics: `<candidate>/<metric>/...` of all items."""
-    named: dict[str, float] = {}
-    for candidate in report.candidates:
-        for line in candidate.lines:
-            if line.slice is None:
-                key = f"{candidate.name}/{line.metric}"
-                named |= {f"{key}/difference": line.difference}
-                if line.low is not None and line.high is not None:
-                    named |= {f"{key}/low": line.low, f"{key}/high": line.high}
-    for variant in report.variants:
-        named |= {
-            f"{variant.name}/quality": variant.quality,
-            f"{variant.name}/p95_ms": variant.p95_ms,
-            f"{variant.name}/usd_per_million": variant.usd_per_million,
-            f"{variant.name}/error_rate": variant.error_rate,
-        }
-    return named
