@@ -550,6 +550,13 @@ def test_names_in_a_plot_lie_over_no_other_and_no_mark(seed: int, size: str) -> 
     assert_apart_and_inside(points, [f"variant number {i} with a long name" for i in range(9)], size)
 
 
+def test_where_no_place_is_free_a_name_stands_over_another() -> None:
+    left, top, right, bottom = area_of("narrow")
+    labels = place_labels([(left + i, top + i) for i in range(100)], ["a name of some length"] * 100, area_of("narrow"))
+    assert len(labels) == 100
+    assert all(left <= x.left <= right - text_width(x.text) and top <= x.top <= bottom - LINE_PX for x in labels)
+
+
 @pytest.mark.parametrize("values", EXTREMES)
 @pytest.mark.parametrize("price", ["latency", "dollars"])
 def test_a_panel_holds_extreme_variants(values: list[float], price: str) -> None:

@@ -230,7 +230,7 @@ def test_a_plot_shows_every_candidate_by_its_name_or_number(n_candidates: int) -
 
 
 def test_a_hostile_name_is_drawn_and_an_undefined_value_is_left_out(tmp_path: Path) -> None:
-    report = pages.report_of("$\\frac{1}{0}$ _x_")
+    report = pages.report_of("$\\nonsense{$ _x_")
     broken = replace(report.variants[1], quality=float("nan"))
     undefined = pages.line(difference=float("nan"), low=None, high=None, adjusted_p=None, verdict="not judged")
     candidate = replace(report.candidates[0], lines=[undefined])

@@ -101,3 +101,5 @@ def test_two_featurizers_are_compared_on_the_same_media() -> None:
     assert found["vector_shift"] < 0.01 and found["score_shift"] > 0.25 and found["share_of_empty"] == 0
     assert said(found).startswith("0.0% of the media empty, 3 effective dimensions, scores shifted by ")
     assert health_of({}, None) == {}
+    beyond = {f"f{i:063x}": [Frame(0, [])] for i in range(MAX_MEDIA)}
+    assert health_of(beyond | after, None)["share_of_empty"] == 1 - N / MAX_MEDIA  # the first by id are looked at
