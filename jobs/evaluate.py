@@ -251,7 +251,9 @@ def run(spark: SparkSession, lake: Lake, config: Config, run: Run, work: Work) -
                 values = ", ".join(f"{one.metric} {one.value:.3f}" for one in found if "/" not in one.metric)
                 notes.append(f"{due.spec.id} on {golden_set}@{number}, {len(items)} items: {values}")
                 against = f" (shifts against {champion[0]})" if champion and "score_shift" in unlabelled else ""
-                notes.append(f"{due.spec.id} without labels: {health.said(unlabelled)}{against}")
+                notes.append(
+                    f"{due.spec.id} on {golden_set}@{number} without labels: {health.said(unlabelled)}{against}"
+                )
     if not said:
         allowed = "; ".join(f"{kind} on {', '.join(sets)}" for kind, sets in MEASURES.items())
         raise ConfigError(
