@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from featurizers.label_bridge import PROMPT
 from featurizers.spec import TextSearch, featurizer_module
-from jobs import quality
+from jobs import health, quality
 from jobs.config import Config, ConfigError
 from jobs.golden import read_golden
 from jobs.lake import Lake, append, read, version
 from jobs.metrics import metric_key
+from jobs.published import Champion, champions
 from jobs.quality import Answer, GoldenItem, Measurement
 from jobs.runs import JobResult, Run
 from jobs.work import Due, Work
@@ -50,12 +51,26 @@ def read_frames(
     spark: SparkSession, lake: Lake, due: Due, media_ids: Sequence[str], *, at: int
 ) -> dict[str, list[Frame]]:
     """What one fingerprint has of these media at a version of `features`; raises FeaturesMissing."""
+    found = frames_of(spark, lake, due.spec.id, due.fingerprint, media_ids, at=at)
+    missing = [media_id for media_id, frames in found.items() if not frames]
+    if missing:
+        raise FeaturesMissing(
+            f"{len(missing)} of {len(found)} media have no features of {due.spec.id}#{due.fingerprint[:8]}, such as "
+            f"{missing[0]}; run `lakelens featurize --featurizer {due.spec.id}` first"
+        )
+    return found
+
+
+def frames_of(
+    spark: SparkSession, lake: Lake, featurizer: str, fingerprint: str, media_ids: Sequence[str], *, at: int
+) -> dict[str, list[Frame]]:
+    """What one fingerprint has of each of these media; an empty list where it has nothing."""
     from pyspark.sql import functions as F
 
     wanted = F.broadcast(spark.createDataFrame([(media_id,) for media_id in media_ids], "media_id STRING"))
     rows = (
         read(spark, lake, FEATURES, version=at)
-        .where((F.col("featurizer") == due.spec.id) & (F.col("fingerprint") == due.fingerprint))
+        .where((F.col("featurizer") == featurizer) & (F.col("fingerprint") == fingerprint))
         .join(wanted, on="media_id", how="left_semi")
         .select("media_id", "frame", "features")
         .orderBy("media_id", "frame")
@@ -65,12 +80,6 @@ def read_frames(
     for row in rows:
         features = None if row.features is None else [one.asDict() for one in row.features]
         found[row.media_id].append(Frame(row.frame, features))
-    missing = [media_id for media_id, frames in found.items() if not frames]
-    if missing:
-        raise FeaturesMissing(
-            f"{len(missing)} of {len(found)} media have no features of {due.spec.id}#{due.fingerprint[:8]}, such as "
-            f"{missing[0]}; run `lakelens featurize --featurizer {due.spec.id}` first"
-        )
     return found
 
 
@@ -184,8 +193,35 @@ def pins(spark: SparkSession, lake: Lake) -> Mapping[str, int]:
     return {table.name: version(spark, lake, table) for table in (FEATURES, GOLDEN)}
 
 
+def health_of(frames: Frames, before: Frames | None) -> dict[str, float]:
+    """What can be told of a featurizer without labels, against another one's frames of the same media."""
+    chosen = health.sample(list(frames))
+    sides = [None if of is None else [answer(of[media_id], _dim(of)) for media_id in chosen] for of in (before, frames)]
+    return health.figures(sides[0], sides[1] or [])
+
+
+def _dim(frames: Frames) -> int:
+    found = (one["vector"] for each in frames.values() for frame in each for one in frame.features or ())
+    return next((len(vector) for vector in found if vector is not None), 1)
+
+
+def champion_frames(
+    spark: SparkSession, lake: Lake, due: Due, media_ids: Sequence[str], *, at: int
+) -> tuple[Champion, dict[str, list[Frame]]] | None:
+    """What readers have now of these media: the champion of the kind, where it is another and has them all."""
+    standing = champions(spark, lake).get(due.spec.kind, [])
+    if not standing or standing[-1].fingerprint == due.fingerprint:
+        return None
+    found = frames_of(spark, lake, standing[-1].featurizer, standing[-1].fingerprint, media_ids, at=at)
+    return (standing[-1], found) if all(found.values()) else None
+
+
 def run(spark: SparkSession, lake: Lake, config: Config, run: Run, work: Work) -> JobResult:
-    """Measure every configured featurizer on every golden set that it can be measured on."""
+    """Measure every configured featurizer on every golden set that it can be measured on.
+
+    Beside what the labels say stands what can be told without them, `quality/health/...`: of the same media, against
+    the champion of the kind where that is another vector space.
+    """
     rows: list[tuple[object, ...]] = []
     metrics: dict[str, float] = {}
     said: list[str] = []
@@ -209,9 +245,17 @@ def run(spark: SparkSession, lake: Lake, config: Config, run: Run, work: Work) -
                 for item_id, value in zip(one.items, one.values.tolist(), strict=True):
                     rows.append((*of_all, one.metric, item_id, None if math.isnan(value) else value))
             if found:
+                champion = champion_frames(spark, lake, due, health.sample(media_ids), at=run.inputs[FEATURES.name])
+                unlabelled = health_of(frames, champion and champion[1])
+                key = f"quality/health/{golden_set}/{metric_key(due.spec.id)}"
+                metrics |= {f"{key}/{figure}": value for figure, value in unlabelled.items()}
                 said.append(f"{due.spec.id} on {golden_set}@{number}: {found[0].metric} {found[0].value:.3f}")
                 values = ", ".join(f"{one.metric} {one.value:.3f}" for one in found if "/" not in one.metric)
                 notes.append(f"{due.spec.id} on {golden_set}@{number}, {len(items)} items: {values}")
+                against = f" (shifts against {champion[0]})" if champion and "score_shift" in unlabelled else ""
+                notes.append(
+                    f"{due.spec.id} on {golden_set}@{number} without labels: {health.said(unlabelled)}{against}"
+                )
     if not said:
         allowed = "; ".join(f"{kind} on {', '.join(sets)}" for kind, sets in MEASURES.items())
         raise ConfigError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
@@ -12,8 +12,9 @@ from jobs.check import reports_folder
 from jobs.claims import Claim, agreed, check_fingerprint, check_measured, read_claim
 from jobs.command import FINISHED, Common, Ending
 from jobs.experiment_file import Experiment
-from jobs.experiment_page import Arm, Measured, flat, page, primary
+from jobs.experiment_page import Arm, Measured, page, primary
 from jobs.experiment_report import Candidate, Trial, render
+from jobs.experiment_tracking import log_experiment, variant_runs
 from jobs.golden import read_golden
 from jobs.lake import Lake, lake_at, open_lake
 from jobs.paired import detectable
@@ -33,14 +34,14 @@ if TYPE_CHECKING:
 
 
 def run_arms(
-    spark: SparkSession, lake: Lake, common: Common, golden: str, variants: Sequence[Arm], parent: tracking.Tracked,
-    progress: Progress, *, known: set[str],
+    spark: SparkSession, lake: Lake, common: Common, golden: str, variants: Sequence[Arm],
+    run_of: Callable[[Arm], tracking.Tracked], progress: Progress, *, known: set[str],
 ) -> None:  # fmt: skip
     """Featurize and evaluate variants; fingerprints that are `known` are not computed again."""
     for arm in variants:
         mine = replace(common, config=arm.config, run_id=f"{common.run_id}.{arm.name}")
-        run_arm(spark, lake, mine, arm, golden, parent, progress, known=known)
-        run_job(spark, lake, mine, evaluating(arm, golden), parent, progress)
+        run_arm(spark, lake, mine, arm, golden, run_of(arm), progress, known=known)
+        run_job(spark, lake, mine, evaluating(arm, golden), run_of(arm), progress)
 
 
 def foreseen(experiment: Experiment, first: Measurement) -> tuple[float, str]:
@@ -96,12 +97,13 @@ def run_experiment(
                 tags={"jobs": "experiment", "golden": experiment.golden, "baseline": experiment.baseline},
             )
         )
+        run_of = stack.enter_context(variant_runs(parent, lake, experiment))
         try:
             known: set[str] = set()
             part, trials = part_of(experiment, items, searched=False), list[Trial]()
             stated, is_computed = experiment, experiment.features_version is None
             if is_computed:
-                run_arms(spark, lake, common, experiment.golden, variants[:1], parent, progress, known=known)
+                run_arms(spark, lake, common, experiment.golden, variants[:1], run_of, progress, known=known)
             inputs = _inputs(spark, lake, experiment)
             _, measured = measurements(spark, lake, variants[0], items, part, at=inputs[FEATURES.name])
             least, said = foreseen(experiment, primary(measured, experiment))
@@ -117,7 +119,7 @@ def run_experiment(
                     )
                     experiment = confirmed(experiment, trials)
                     variants = arms(experiment, common.config)
-                run_arms(spark, lake, common, experiment.golden, variants[1:], parent, progress, known=known)
+                run_arms(spark, lake, common, experiment.golden, variants[1:], run_of, progress, known=known)
                 inputs = _inputs(spark, lake, experiment)
             progress("timing the variants in turn")
             found = measure(spark, lake, experiment, variants, items, part, at=inputs[FEATURES.name])
@@ -131,7 +133,7 @@ def run_experiment(
             for one, candidate in zip(found[1:], report.candidates, strict=True):
                 mine = replace(common, run_id=f"{common.run_id}.{candidate.name}")
                 with suppress(RunAccepted):  # it is written already
-                    run_job(spark, lake, mine, concluding(found[0], one, candidate, inputs), parent, progress)
+                    run_job(spark, lake, mine, concluding(found[0], one, candidate, inputs), run_of(one.arm), progress)
         except BaseException as e:
             e.add_note(f"run_id={common.run_id}")
             raise
@@ -139,7 +141,7 @@ def run_experiment(
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(render(report), encoding="utf-8")
         tracking.log_files(parent, [file])
-        tracking.log_metrics(parent, flat(report))
+        log_experiment(parent, run_of, lake, experiment, found, report)
     said = "; ".join(f"{one.name} is {one.verdict}: {one.summary}" for one in report.candidates)
     facts = {
         "run_id": common.run_id,

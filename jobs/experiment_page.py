@@ -48,6 +48,7 @@ class Arm:
     """A variant that was checked before Spark started."""
 
     name: str
+    settings: Mapping[str, object]  # what is set for it over the configuration
     config: Config
     work: Work
 
@@ -110,13 +111,12 @@ def primary(measured: Sequence[Measurement], experiment: Experiment) -> Measurem
 def variant_of(measured: Measured, experiment: Experiment, *, is_on_front: bool) -> Variant:
     """A variant as the page shows it."""
     p95, usd = level(measured.passes.p95_ms), dollars(measured)
-    variant = experiment.variants[measured.arm.name]
     return Variant(
         name=measured.arm.name,
         featurizer=measured.arm.due.spec.id,
         fingerprint=measured.arm.due.fingerprint,
         is_baseline=measured.arm.name == experiment.baseline,
-        settings={key: json.dumps(value) for key, value in variant.set.items()},
+        settings={key: json.dumps(value) for key, value in measured.arm.settings.items()},
         quality=primary(measured.measurements, experiment).value,
         p95_ms=p95.value,
         p95_low=p95.low,
@@ -278,23 +278,3 @@ def notes(experiment: Experiment, found: Sequence[Measured]) -> list[str]:
         if len(names) > 1
     ]
     return said
-
-
-def flat(report: ExperimentReport) -> dict[str, float]:
-    """The comparison as MLflow's metrics: `<candidate>/<metric>/...` of all items."""
-    named: dict[str, float] = {}
-    for candidate in report.candidates:
-        for line in candidate.lines:
-            if line.slice is None:
-                key = f"{candidate.name}/{line.metric}"
-                named |= {f"{key}/difference": line.difference}
-                if line.low is not None and line.high is not None:
-                    named |= {f"{key}/low": line.low, f"{key}/high": line.high}
-    for variant in report.variants:
-        named |= {
-            f"{variant.name}/quality": variant.quality,
-            f"{variant.name}/p95_ms": variant.p95_ms,
-            f"{variant.name}/usd_per_million": variant.usd_per_million,
-            f"{variant.name}/error_rate": variant.error_rate,
-        }
-    return named

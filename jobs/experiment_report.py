@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import math
-import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from jobs.report import duration, number
+from jobs.plot_labels import Label, place_labels, shortened, step_line
+from jobs.report import duration, number, pages
 
 Region = tuple[str, float, float, float, float]  # label, x, y, width, height as fractions of the picture
-Rectangle = tuple[float, float, float, float]  # left, top, right, bottom in pixels
-Point = tuple[float, float]  # x, y in pixels
 # quality, of which more is better, and two costs, of which less is: milliseconds and dollars, or ratios of them
 Objectives = tuple[float, float, float]
 
@@ -24,8 +21,7 @@ LOG_FROM_DECADES = 1.3  # from here a linear axis heaps the small values up at i
 NO_SPAN = 1e-290  # below it, floating point has no room for ticks
 PANEL_SIZES = {"wide": (528.0, 372.0), "narrow": (318.0, 330.0)}  # pixels; beside each other, and on a telephone
 PANEL_MARGINS = (58.0, 32.0, 16.0, 48.0)  # pixels left, top, right, bottom: room for ticks and the axis's name
-MARK_PX = 7.0  # half the size of a mark
-LINE_PX, LETTER_PX = 16.0, 7.6  # of a label in 12.5 px; letters of DejaVu Sans, the widest of the fonts asked for
+MAX_NAMED = 8  # variants whose names a plot has room for; more are numbered
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,16 +179,6 @@ class Forest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Label:
-    """A name in a plot; pixels."""
-
-    text: str
-    left: float
-    top: float
-    leader: Point | None  # of one far from its point: where the line to it ends
-
-
-@dataclass(frozen=True, kw_only=True)
 class Panel:
     """The variants' quality against one price, as large as PANEL_SIZES[size]; up and left is better."""
 
@@ -265,8 +251,16 @@ def measured(variant: Variant, what: str) -> tuple[float, float | None, float | 
     }[what]
 
 
-def panel(variants: Sequence[Variant], *, higher_is_better: bool, price: str, size: str) -> Panel:
-    """Quality against latency or dollars."""
+def numbers(variants: Sequence[Variant]) -> dict[str, str]:
+    """What stands for a variant's name in a plot that has no room for so many names; nothing where it has."""
+    return {v.name: str(i + 1) for i, v in enumerate(variants)} if len(variants) > MAX_NAMED else {}
+
+
+def panel(
+    variants: Sequence[Variant], *, higher_is_better: bool, price: str, size: str,
+    names: Mapping[str, str] | None = None,
+) -> Panel:  # fmt: skip
+    """Quality against latency or dollars; names: what stands for a variant's name, itself if not given."""
     (width, height), (left, top, right, bottom) = PANEL_SIZES[size], PANEL_MARGINS
     area = (left, top, width - right, height - bottom)
 
@@ -277,61 +271,9 @@ def panel(variants: Sequence[Variant], *, higher_is_better: bool, price: str, si
     x = scale(price, area[0], area[2])
     y = scale("quality", area[3], area[1]) if higher_is_better else scale("quality", area[1], area[3])
     points = [(x.at(measured(v, price)[0]), y.at(v.quality)) for v in variants]
-    labels = place_labels(points, [v.name for v in variants], area)
+    labels = place_labels(points, [(names or {}).get(v.name, v.name) for v in variants], area)
     front = step_line([point for point, v in zip(points, variants, strict=True) if v.is_on_front], area)
     return Panel(size=size, price=price, x=x, y=y, labels=labels, front=front)
-
-
-def step_line(points: Sequence[Point], area: Rectangle) -> str:
-    """SVG path: right of and below it, one of the points is better. Up and left is better."""
-    path, best = "", math.inf
-    for x, y in sorted(points):
-        if y < best:
-            path += f"H{x:.1f}V{y:.1f}" if path else f"M{x:.1f} {area[3]:.1f}V{y:.1f}"
-            best = y
-    return path and f"{path}H{area[2]:.1f}"
-
-
-def text_width(text: str) -> float:
-    """Pixels of a label, rather too many than too few."""
-    return LETTER_PX * sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
-
-
-def shortened(text: str, width: float) -> str:
-    """The text, or its beginning and end where it is wider than `width` pixels."""
-    n_kept, kept = len(text), text
-    while text_width(kept) > width and n_kept > 1:
-        n_kept -= 1
-        kept = f"{text[: n_kept - n_kept // 2]}\u2026{text[len(text) - n_kept // 2 :]}"
-    return kept
-
-
-def place_labels(points: Sequence[Point], names: Sequence[str], area: Rectangle) -> list[Label]:
-    """Names near their points, inside the area, over no mark and no other name."""
-    taken = [(x - MARK_PX, y - MARK_PX, x + MARK_PX, y + MARK_PX) for x, y in points]
-    labels = []
-    for (x, y), name in zip(points, names, strict=True):
-        text = shortened(name, (area[2] - area[0]) / 2)
-        width = text_width(text)
-        boxes = ((left, top, left + width, top + LINE_PX) for left, top in _spots(x, y, width, area))
-        box = next(b for b in boxes if all(b[2] <= t[0] or t[2] <= b[0] or b[3] <= t[1] or t[3] <= b[1] for t in taken))
-        taken.append(box)
-        near = (min(max(x, box[0]), box[2]), min(max(y, box[1]), box[3]))
-        is_far = math.dist(near, (x, y)) > 2.5 * MARK_PX
-        labels.append(Label(text=text, left=box[0], top=box[1], leader=near if is_far else None))
-    return labels
-
-
-def _spots(x: float, y: float, width: float, area: Rectangle) -> Iterator[Point]:
-    """Where a name may begin: beside, above and below its point first, then ever farther from it."""
-    right, left, middle = MARK_PX + 3, -MARK_PX - 3 - width, -LINE_PX / 2
-    above, below = middle - MARK_PX - 3, middle + MARK_PX + 3  # beside the mark they leave its interval free
-    near = [(right, above), (right, below), (left, above), (left, below), (-width / 2, -LINE_PX - MARK_PX - 3)]
-    far = [(dx, middle + sign * dy) for dy in range(0, 400, 4) for dx in (right, left, -width / 2) for sign in (-1, 1)]
-    anywhere = [(left - x, top - y) for top in range(0, 400, 4) for left in range(0, 600, 4)]
-    for dx, dy in (*near, *far, *anywhere):
-        if area[0] <= x + dx <= area[2] - width and area[1] <= y + dy <= area[3] - LINE_PX:
-            yield x + dx, y + dy
 
 
 def _places(size: float) -> int:
@@ -377,8 +319,6 @@ def cost_rows(costs: Mapping[str, Mapping[str, float]]) -> list[tuple[str, float
 
 def render(report: ExperimentReport) -> str:
     """The HTML of a report; every text from outside is escaped, nothing in it is loaded from elsewhere."""
-    from jinja2 import Environment, StrictUndefined
-
     for pair in (pair for candidate in report.candidates for pair in candidate.pairs):
         if pair.thumbnail is not None and not pair.thumbnail.startswith("data:image/"):
             raise ValueError(f"the thumbnail of {pair.title!r} is {pair.thumbnail[:40]!r}, not a data:image/ URI")
@@ -389,12 +329,14 @@ def render(report: ExperimentReport) -> str:
     own = [(c, [(x.slice or "All items", x) for x in c.lines if (c.name, x.metric) in cut]) for c in report.candidates]
     drawn = [v for v in report.variants if all(map(math.isfinite, (v.quality, v.p95_ms, v.usd_per_million)))]
     kinds = [(price, size) for price in ("latency", "dollars") for size in PANEL_SIZES] if drawn else []
+    numbered = numbers(report.variants)
+    quality = {v.name: sign * v.quality for v in report.variants if math.isfinite(v.quality)}
+    ranks = {"better": 0, "equivalent": 1, "undecided": 2, "unjudged": 3, "worse": 4}
     costs = cost_rows(report.costs)
-    functions = (number, duration, plain, signed, places_of, verdict_class, measured, dominates)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    functions = (number, duration, plain, signed, places_of, verdict_class, measured, dominates, shortened)
+    environment = pages()
     environment.globals.update({function.__name__: function for function in functions})
-    source = importlib.resources.files("jobs").joinpath("experiment.html.j2").read_text(encoding="utf-8")
-    return environment.from_string(source).render(
+    return environment.get_template("experiment.html.j2").render(
         report=report,
         baseline=next((v for v in report.variants if v.is_baseline), None),
         variants={v.name: v for v in report.variants},
@@ -404,7 +346,13 @@ def render(report: ExperimentReport) -> str:
         overall=forests([(c.name, x) for c, x in lines if x.slice is None], report.primary_metric),
         slices=[(c, forests(rows, report.primary_metric)) for c, rows in own if rows],
         drawn=drawn,
-        panels=[panel(drawn, higher_is_better=sign > 0, price=price, size=size) for price, size in kinds],
+        numbered=numbered,
+        ranked=sorted(
+            report.candidates, key=lambda c: (ranks[verdict_class(c.verdict)], -quality.get(c.name, -math.inf))
+        ),
+        panels=[
+            panel(drawn, higher_is_better=sign > 0, price=price, size=size, names=numbered) for price, size in kinds
+        ],
         PANEL_SIZES=PANEL_SIZES,
         quality_places=max((places_of(x) for _, x in lines if x.metric == report.primary_metric), default=3),
         costs=costs,

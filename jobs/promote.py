@@ -14,7 +14,7 @@ from jobs.published import PROMOTE, ROLLBACK, Champion, champions, kind_of
 from jobs.run import Prepared, run_job
 from jobs.runs import JobResult, covered_run_ids, run_rows
 from jobs.session import spark_session
-from schemas import FEATURES, RUNS
+from schemas import FEATURES
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -124,10 +124,8 @@ def _move(common: Common, job: str, chosen: Any) -> Ending:
 
 
 def register(tracked: tracking.Tracked, lake: Lake, standing: Sequence[Champion]) -> None:
-    """Aliases `champion` and `previous` of MLflow's model of the kind, a version for each fingerprint."""
+    """Aliases `champion` and `previous` of MLflow's model of the kind; nothing is `previous` to the first champion."""
     kind = kind_of(standing[-1].featurizer)
-    aliases = {"champion": standing[-1], **({"previous": standing[-2]} if len(standing) > 1 else {})}
-    for alias, one in aliases.items():
-        tags = {"featurizer": one.featurizer, "fingerprint": one.fingerprint, "lake": lake.uri}
-        send = partial(tracking.set_alias, tracked, f"lakelens-{kind}", alias, tags=tags, source=lake.table(RUNS))
-        tracking.attempt(tracked, f"alias {alias}", send)
+    for alias, one in {"champion": standing[-1], "previous": standing[-2] if len(standing) > 1 else None}.items():
+        stands = {"featurizer": one.featurizer, "fingerprint": one.fingerprint, "lake": lake.uri} if one else None
+        tracking.attempt(tracked, f"alias {alias}", partial(tracking.set_alias, tracked, kind, alias, stands))

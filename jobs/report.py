@@ -23,6 +23,7 @@ from schemas import DOCUMENTS, FEATURES, FETCHES, FRAMES, MEDIA, MENTIONS
 from schemas.errors import stage_of
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
     from pyspark.sql import DataFrame, SparkSession
 
 MAX_PICTURES = 72
@@ -122,12 +123,20 @@ def shared_latency(metrics: RunMetrics) -> list[tuple[float, int]]:
     return [(bucket_ms(low + (i + 1) * step), n) for i, n in enumerate(bars)]
 
 
+def pages() -> Environment:
+    """Where the templates of pages, and the style that they share, come from; every text is escaped."""
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    folder = importlib.resources.files("jobs")
+    return Environment(
+        loader=FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8")),
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+
+
 def render(report: Report) -> str:
     """The HTML of a report; every text from outside is escaped, nothing in it is loaded from elsewhere."""
-    from jinja2 import Environment, StrictUndefined
-
-    source = importlib.resources.files("jobs").joinpath("report.html.j2").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = pages()
     environment.filters["number"] = number
     environment.filters["duration"] = duration
     environment.filters["file_name"] = file_name
@@ -135,7 +144,7 @@ def render(report: Report) -> str:
     stages = {"fetch": metrics.fetch_ms.get(""), "decode": metrics.decode_ms.get("")}
     stages |= {f"infer {name}": h for name, h in metrics.infer_ms.items()} | {"document": metrics.document_ms.get("")}
     latency = [(n, h.n, *(h.percentile_ms(s) for s in (0.5, 0.95, 0.99))) for n, h in stages.items() if h is not None]
-    return environment.from_string(source).render(
+    return environment.get_template("report.html.j2").render(
         report=report,
         metrics=metrics,
         quality=quality(metrics),

@@ -25,12 +25,18 @@ from jobs.runs import code_version
 
 EXPERIMENT = "lakelens"
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # else its page opens on traces of chats
-BATCH = 100  # parameters or tags of one request, and MAX_VALUE their length: limits of MLflow's REST API
+BATCH = 100  # parameters or tags of one request, MAX_VALUE and MAX_TAG their length: limits of MLflow's REST API
 MAX_VALUE = 500
+MAX_TAG = 5000
+DESCRIPTION = "mlflow.note.content"  # MLflow's tag of the text, in Markdown, on the page of a run or an experiment
+VECTOR_SPACE = "vector_space.yaml"
 METRIC_BATCH = 1000
 # A tracking server that is down is given up after seconds: by default MLflow tries for minutes, at every call.
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "15"}
-QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1", "MLFLOW_ENABLE_ASYNC_LOGGING": "false"}
+QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1", "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # where --json prints one object
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -116,10 +122,20 @@ def job_run(
     """The child run of one job: parameters, the table versions it reads as inputs, fingerprints as tags."""
     tags = {"lake": lake.uri, "job": job, "lakelens_run_id": run_id, "code_version": code_version()}
     tags |= {f"fingerprint.{featurizer.replace('@', '.v')}": digest for featurizer, digest in outputs.items()}
-    tracked = _child(parent, name=run_id, tags=tags)
+    parameters = flat_parameters(config.model_dump(mode="json"))
+    with child_run(parent, name=run_id, tags=tags, parameters=parameters) as tracked:
+        log_inputs(tracked, lake, inputs)
+        yield tracked
+
+
+@contextmanager
+def child_run(
+    parent: Tracked, *, name: str, tags: Mapping[str, str], parameters: Mapping[str, str]
+) -> Iterator[Tracked]:
+    """A run within another; where MLflow does not take it, the block runs and nothing of it is logged."""
+    tracked = _child(parent, name=name, tags=tags)
     with _ended(tracked):
-        _log_parameters(tracked, flat_parameters(config.model_dump(mode="json")))
-        _log_inputs(tracked, lake, inputs)
+        _log_parameters(tracked, parameters)
         yield tracked
 
 
@@ -172,6 +188,57 @@ def log_text(tracked: Tracked, name: str, text: str) -> None:
     attempt(tracked, name, lambda: tracked.client.log_text(tracked.mlflow_run_id, text, name))
 
 
+def log_table(tracked: Tracked, name: str, rows: Sequence[Mapping[str, object]]) -> None:
+    """Keep rows of equal keys as a table that MLflow shows as one; `name` ends in .json. None, where there are none."""
+    if rows:
+        columns = {key: [row[key] for row in rows] for key in rows[0]}
+        attempt(tracked, name, lambda: tracked.client.log_table(tracked.mlflow_run_id, columns, name))
+
+
+def log_figure(tracked: Tracked, name: str, draw: Callable[[], Any]) -> None:
+    """Draw a figure of matplotlib, and keep it as an artifact."""
+    attempt(tracked, name, lambda: tracked.client.log_figure(tracked.mlflow_run_id, draw(), name))
+
+
+def log_tags(tracked: Tracked, tags: Mapping[str, str]) -> None:
+    """Set tags, by which runs are searched."""
+
+    def send() -> None:
+        from mlflow.entities import RunTag
+
+        found = [RunTag(_allowed(name), value[:MAX_TAG]) for name, value in tags.items()]
+        for start in range(0, len(found), BATCH):
+            tracked.client.log_batch(tracked.mlflow_run_id, tags=found[start : start + BATCH])
+
+    attempt(tracked, "tags", send)
+
+
+def describe_experiment(tracked: Tracked, text: str) -> None:
+    """The text that stands on the page of MLflow's experiment."""
+
+    def send() -> None:
+        tracked.client.set_experiment_tag(tracked.experiment_id, DESCRIPTION, text)
+
+    attempt(tracked, "a description", send)
+
+
+def log_inputs(tracked: Tracked, lake: Lake, inputs: Mapping[str, int]) -> None:
+    """Table versions as the datasets that a run reads."""
+
+    def send() -> None:
+        from mlflow.entities import Dataset, DatasetInput
+
+        datasets = []
+        for table, version in inputs.items():
+            source = json.dumps({"uri": f"{lake.uri}/{table}", "delta_table_version": version})
+            dataset = Dataset(name=table, digest=f"v{version}", source_type="delta", source=source)
+            datasets.append(DatasetInput(dataset=dataset, tags=[]))
+        if datasets:
+            tracked.client.log_inputs(tracked.mlflow_run_id, datasets=datasets)
+
+    attempt(tracked, "inputs", send)
+
+
 def attempt(tracked: Tracked, what: str, send: Callable[[], object]) -> None:
     """Send something; where MLflow does not take it, warn and go on."""
     if tracked.client is None:
@@ -188,12 +255,12 @@ def _start(
     for key, value in (QUIET | PATIENCE).items():
         os.environ.setdefault(key, value)
     try:
-        for logger in ("mlflow", "alembic"):
-            logging.getLogger(logger).setLevel(logging.WARNING)
         if store.uri.startswith("sqlite:///"):
             Path(store.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         from mlflow import MlflowClient
 
+        for logger in ("mlflow", "alembic"):  # which the import has set to INFO
+            logging.getLogger(logger).setLevel(logging.WARNING)
         client = MlflowClient(tracking_uri=store.uri)
         experiment_id = _experiment(client, store, experiment)
         run = client.create_run(experiment_id, run_name=name, tags={**started_by(), **tags})
@@ -221,7 +288,8 @@ def _child(parent: Tracked, *, name: str, tags: Mapping[str, str]) -> Tracked:
     nothing = Tracked(client=None, mlflow_run_id=None, experiment_id=None, warn=parent.warn)
     if parent.client is None:
         return nothing
-    all_tags = {**started_by(), **tags, "mlflow.parentRunId": str(parent.mlflow_run_id)}
+    named = {_allowed(key): value[:MAX_TAG] for key, value in tags.items()}
+    all_tags = {**started_by(), **named, "mlflow.parentRunId": str(parent.mlflow_run_id)}
     try:
         run = parent.client.create_run(parent.experiment_id, run_name=name, tags=all_tags)
     except Exception as e:  # a job is worth more than its log
@@ -253,37 +321,53 @@ def _log_parameters(tracked: Tracked, parameters: Mapping[str, str]) -> None:
     attempt(tracked, "parameters", send)
 
 
-def _log_inputs(tracked: Tracked, lake: Lake, inputs: Mapping[str, int]) -> None:
-    def send() -> None:
-        from mlflow.entities import Dataset, DatasetInput
-
-        datasets = []
-        for table, version in inputs.items():
-            source = json.dumps({"uri": f"{lake.uri}/{table}", "delta_table_version": version})
-            dataset = Dataset(name=table, digest=f"v{version}", source_type="delta", source=source)
-            datasets.append(DatasetInput(dataset=dataset, tags=[]))
-        if datasets:
-            tracked.client.log_inputs(tracked.mlflow_run_id, datasets=datasets)
-
-    attempt(tracked, "inputs", send)
-
-
 def _allowed(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_\-./ ]", "_", name)
 
 
-def set_alias(tracked: Tracked, model: str, alias: str, *, tags: Mapping[str, str], source: str) -> None:
-    """Let `alias` of a registered model name its version with these tags, made if there is none; raises what MLflow
-    raises."""
+# -- registered models --------------------------------------------------------------------------------------------
+
+
+def registered_version(tracked: Tracked, kind: str, tags: Mapping[str, str]) -> str:
+    """The version that stands for tags["fingerprint"] in the registered model of a kind, made where there is none.
+
+    What it stands for lies in VECTOR_SPACE among the run's artifacts; a version is no weights. Raises what MLflow
+    raises.
+    """
     from mlflow.exceptions import MlflowException
 
-    client = tracked.client
+    client, model = tracked.client, model_of(kind)
     try:
         client.get_registered_model(model)
     except MlflowException:
-        client.create_registered_model(model)
-    there = client.search_model_versions(f"name = '{model}'")
-    same = [one for one in there if one.tags.get("fingerprint") == tags["fingerprint"]]
-    if not same:
-        same = [client.create_model_version(model, source, run_id=tracked.mlflow_run_id, tags=dict(tags))]
-    client.set_registered_model_alias(model, alias, same[0].version)
+        said = f"Vector spaces of kind {kind}, a version for each fingerprint; `champion` is what readers get."
+        client.create_registered_model(model, description=said)
+    there = client.search_model_versions(f"name = '{model}' and tags.fingerprint = '{tags['fingerprint']}'")
+    if there:
+        return str(there[0].version)
+    client.log_text(tracked.mlflow_run_id, yaml.safe_dump(dict(tags), sort_keys=False), VECTOR_SPACE)
+    source = f"runs:/{tracked.mlflow_run_id}/{VECTOR_SPACE}"  # a server takes no other path of a local lake
+    made = client.create_model_version(
+        model, source, run_id=tracked.mlflow_run_id, tags=dict(tags), description=tags.get("featurizer")
+    )
+    return str(made.version)
+
+
+def model_of(kind: str) -> str:
+    """The registered model whose versions are the vector spaces of a kind."""
+    return f"{EXPERIMENT}-{kind}"
+
+
+def tag_version(tracked: Tracked, kind: str, version: str, tags: Mapping[str, str]) -> None:
+    """Lay tags over those of a version; raises what MLflow raises."""
+    for name, value in tags.items():
+        tracked.client.set_model_version_tag(model_of(kind), version, name, value[:MAX_TAG])
+
+
+def set_alias(tracked: Tracked, kind: str, alias: str, tags: Mapping[str, str] | None) -> None:
+    """Let `alias` name the version with tags["fingerprint"], or nothing; raises what MLflow raises."""
+    if tags is None:
+        tracked.client.delete_registered_model_alias(model_of(kind), alias)
+    else:
+        version = registered_version(tracked, kind, tags)
+        tracked.client.set_registered_model_alias(model_of(kind), alias, version)

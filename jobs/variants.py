@@ -39,7 +39,7 @@ def arm_of(name: str, variant: VariantConf, base: Config) -> Arm:
     assignments = [f"{key}={json.dumps(value)}" for key, value in variant.set.items()]
     described = base.model_dump(mode="json")
     config = load_config((), assignments, {**described, "featurize": {**described["featurize"], **chosen}})
-    arm = Arm(name=name, config=config, work=prepare(config.featurize))
+    arm = Arm(name=name, settings=variant.set, config=config, work=prepare(config.featurize))
     check_fingerprint(name, digits, arm.due.fingerprint)
     return arm
 

@@ -21,6 +21,7 @@ from jobs.evaluate import run as run_evaluation
 from jobs.golden import read_golden
 from jobs.golden_labels import GoldenError, LabelledBox
 from jobs.lake import open_lake
+from jobs.metrics import metric_key
 from jobs.quality import GoldenItem
 from jobs.runs import Run
 from jobs.work import prepare
@@ -152,6 +153,10 @@ def test_labels_become_a_golden_set_and_variants_are_measured_on_it_item_by_item
     assert sorted(top_1.values()) == [0, 1, 1, 1]  # the picture that is cut off has failed
     by_class = {row["item_id"]: row["value"] for row in rows if row["metric"] == "recall_at_1"}
     assert by_class == {"tabby cat": 1, "espresso": 1, "missile": 1, "moped": 0}
+    [evaluated] = [row for row in table("runs") if row["run_id"] == "try.five.evaluate"]
+    unlabelled = {name: value for name, value in evaluated["metrics"] if name.startswith("quality/health/few/")}
+    assert {name.rpartition("/")[2] for name in unlabelled} == {"share_of_empty", "effective_dimensions"}
+    assert unlabelled[f"quality/health/few/{metric_key(CONCEPTS)}/share_of_empty"] == 0.25
 
     # Evaluations of one snapshot are compared as they were; what differs from what they measured is refused.
     both_ids = ("--baseline", CONCEPTS, "--candidate", CONCEPTS, "--golden", "few", "--metric", "top_1")

@@ -9,14 +9,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
 from jobs.experiment_report import (
-    LINE_PX,
-    MARK_PX,
+    MAX_NAMED,
     MINUS,
     NOTHING,
     PANEL_MARGINS,
@@ -32,18 +32,18 @@ from jobs.experiment_report import (
     forests,
     panel,
     pareto_front,
-    place_labels,
     places_of,
     plain,
     render,
     scale_of,
-    shortened,
     signed,
-    step_line,
-    text_width,
     verdict_class,
 )
+from jobs.plot_labels import LINE_PX, MARK_PX, place_labels, shortened, step_line, text_width
+from jobs.report import pages
+from jobs.report import render as render_run
 from tests.test_report import Page
+from tests.test_report import report_of as run_report
 
 HOSTILE = "\"'><script>alert(1)</script><img src=x onerror=alert(1)>"
 HARMLESS = "7" * len(HOSTILE)
@@ -322,6 +322,64 @@ def test_every_line_of_every_candidate_is_a_row_with_its_verdict(n_candidates: i
     assert "No item was kept to look at" in page.text
 
 
+def sweep(n_candidates: int, name: str = "fast.max_pixels-{}") -> ExperimentReport:
+    """An experiment of so many variants, those of `example` over and over."""
+    base = example(8, n_slices=0, n_pairs=12)
+    names = [name.format(i) for i in range(n_candidates)]
+    variants = [replace(base.variants[1 + i % 8], name=name, settings={}) for i, name in enumerate(names)]
+    candidates = [replace(base.candidates[i % 8], name=name) for i, name in enumerate(names)]
+    return replace(base, variants=[base.variants[0], *variants], candidates=candidates)
+
+
+def test_a_sweep_says_how_many_are_better_and_ranks_them() -> None:
+    report = sweep(12)
+    header = render(report).partition("</header>")[0]
+    assert "12 candidates: 3 better, 2 equivalent, 2 undecided, 1 not judged, 4 worse." in Page(header).text
+    names = [variant.name for variant in report.variants[1:]]
+    order = sorted(names, key=lambda name: header.index(f">{name}<"))
+    quality = {variant.name: variant.quality for variant in report.variants}
+    verdicts = {candidate.name: candidate.verdict for candidate in report.candidates}
+    assert [verdicts[name] for name in order] == [
+        *["better"] * 3, *["equivalent"] * 2, *["undecided"] * 2, "not judged", *["worse"] * 4,
+    ]  # fmt: skip
+    for one, other in pairwise(order):
+        assert verdicts[one] != verdicts[other] or quality[one] >= quality[other]
+
+
+@pytest.mark.parametrize(
+    "name", ["{}", "a very long name of a variant that a sweep has made of its settings, number {}"]
+)
+@pytest.mark.parametrize("n_candidates", [MAX_NAMED - 1, MAX_NAMED, 12, 63])
+def test_a_plot_of_many_variants_has_numbers_that_its_table_explains(n_candidates: int, name: str) -> None:
+    report = sweep(n_candidates, name)
+    html = render(report)
+    numbered = re.findall(r'<span class="number">(\d+)</span><span class="strong">([^<]*)', html)
+    is_named = n_candidates < MAX_NAMED
+    assert numbered == ([] if is_named else [(str(i), v.name) for i, v in enumerate(report.variants, start=1)])
+    labels = re.findall(r'<text class="label(?: base)?"[^>]*>([^<]*)<', html)
+    assert len(labels) == 4 * (n_candidates + 1) and ("1" in labels) == (not is_named or name == "{}")
+    n_cards = sum(a.get("class") == "pair" for _, a in Page(html).tags)
+    assert n_cards == n_candidates * max(2, min(12, 48 // n_candidates))
+
+
+def test_both_pages_have_one_style_which_turns_dark_and_can_be_printed() -> None:
+    shared = pages().get_template("page.css.j2").render()
+    for html in (render(example(1)), render_run(run_report("plain"))):
+        [style] = re.findall(r"<style>(.*?)</style>", html, re.DOTALL)
+        assert shared.strip() in style and "prefers-color-scheme:dark" in style and "@media print" in style
+        named = set(re.findall(r"var\((--[a-z0-9]+)\)", html))
+        stated = set(re.findall(r"(--[a-z0-9]+):", html))
+        assert named <= stated, named - stated
+        colours = set(re.findall(r"#[0-9a-f]{3,6}\b", html.replace(shared.strip(), "")))
+        assert colours <= {"#fff", "#000"}  # of frames and their halo over pictures, and of paper
+
+
+def test_every_colour_of_the_light_page_that_dark_needs_another_of_has_one() -> None:
+    shared = pages().get_template("page.css.j2").render()
+    light, dark = (set(re.findall(r"(--[a-z0-9]+):", part)) for part in re.findall(r":root\{([^}]*)\}", shared))
+    assert dark <= light and light - dark == {"--object", "--text"}  # which stand over pictures
+
+
 def test_a_bare_report_is_a_page_too() -> None:
     report = example(1, n_slices=0, n_pairs=0)
     candidate = replace(report.candidates[0], lines=report.candidates[0].lines[:1], guardrails=())
@@ -490,6 +548,13 @@ def test_names_in_a_plot_lie_over_no_other_and_no_mark(seed: int, size: str) -> 
     places = middle + spread * random.random((9, 2))
     points = [(area[0] + x * (area[2] - area[0]), area[1] + y * (area[3] - area[1])) for x, y in places.tolist()]
     assert_apart_and_inside(points, [f"variant number {i} with a long name" for i in range(9)], size)
+
+
+def test_where_no_place_is_free_a_name_stands_over_another() -> None:
+    left, top, right, bottom = area_of("narrow")
+    labels = place_labels([(left + i, top + i) for i in range(100)], ["a name of some length"] * 100, area_of("narrow"))
+    assert len(labels) == 100
+    assert all(left <= x.left <= right - text_width(x.text) and top <= x.top <= bottom - LINE_PX for x in labels)
 
 
 @pytest.mark.parametrize("values", EXTREMES)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jobs.lake import append, open_lake
+from jobs.config import load_config
+from jobs.evaluate import champion_frames
+from jobs.lake import append, open_lake, version
 from jobs.promote import PromotionRefused, comparisons, published_fingerprint
 from jobs.published import NoChampion, SeveralFingerprints, promotions, published
+from jobs.work import prepare
 from schemas import FEATURES, RUNS
 from tests import rows
 from tests.test_evaluate import Command, lakelens
@@ -86,12 +90,25 @@ def test_readers_get_the_champion_and_a_promotion_needs_a_comparison_or_a_reason
     )
     assert "by e.compare; before: " in lakelens("promote", f"{rows.CONCEPT}#2", "--run-id", "two")["message"]
     assert read_by("concept") == read_by(rows.CONCEPT) == {NEW} and read_by(f"{rows.CONCEPT}#1") == {OLD}
-    assert "is the champion already" in lakelens("promote", f"{rows.CONCEPT}#2", exit_code=2)["message"]
-    lakelens("rollback", "concept", "--run-id", "back")
-    assert read_by("concept") == {OLD}
-    assert "no champion of kind concept before" in lakelens("rollback", "concept", exit_code=2)["message"]
 
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/lake/mlflow.db")
-    assert client.get_model_version_by_alias("lakelens-concept", "champion").tags["fingerprint"] == OLD
+
+    def alias(name: str) -> str:
+        return str(client.get_model_version_by_alias("lakelens-concept", name).tags["fingerprint"])
+
+    assert (alias("champion"), alias("previous")) == (NEW, OLD)
+    assert "is the champion already" in lakelens("promote", f"{rows.CONCEPT}#2", exit_code=2)["message"]
+    lakelens("rollback", "concept", "--run-id", "back")
+    assert read_by("concept") == {OLD}
+    assert "no champion of kind concept before" in lakelens("rollback", "concept", exit_code=2)["message"]
+    assert alias("champion") == OLD and client.get_registered_model("lakelens-concept").aliases.keys() == {"champion"}
+    assert len(client.search_model_versions("name = 'lakelens-concept'")) == 2
+
+    settings = load_config(assignments=[f"featurize.featurizers=[{rows.CONCEPT}]"]).featurize
+    [due], at = prepare(settings).due, version(spark, lake, FEATURES)
+    champion, frames = champion_frames(spark, lake, due, [rows.media_id("a")], at=at) or pytest.fail("no champion")
+    assert champion.fingerprint == OLD and [len(frame.features or ()) for frame in frames[rows.media_id("a")]] == [2]
+    assert champion_frames(spark, lake, due, [rows.media_id("a"), rows.media_id("b")], at=at) is None  # lacks one
+    assert champion_frames(spark, lake, replace(due, fingerprint=OLD), [rows.media_id("a")], at=at) is None  # it is it

@@ -1,0 +1,240 @@
+"""An experiment in MLflow is a tree of variants that can be searched, with its tables, plots and model versions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jobs import tracking
+from jobs.config import Config, load_config
+from jobs.evaluate import Frame
+from jobs.experiment_file import Experiment, checked
+from jobs.experiment_page import Arm, Measured, all_judged, variant_of
+from jobs.experiment_plots import forest_figure, trade_off_figure
+from jobs.experiment_report import MAX_NAMED, ExperimentReport
+from jobs.experiment_tracking import comparison_rows, log_experiment, variant_runs
+from jobs.lake import Lake, lake_at
+from jobs.quality import GoldenItem, Measurement, zero_shot
+from jobs.timing import Passes
+from jobs.variants import arms
+from tests import test_experiment_report as pages
+from tests.test_evaluate import CONCEPTS, EXPERIMENT, feature
+from tests.test_tracking import no_tracking_server
+
+__all__ = ["no_tracking_server"]  # a fixture
+
+N = 80  # items, half of which the last variant answers otherwise
+VARIANTS: dict[str, Any] = {
+    "one": {"featurizer": CONCEPTS, "set": {"evaluate.bridge_labels": 1}},
+    "five": {"featurizer": CONCEPTS},
+    "fast": {"featurizer": CONCEPTS, "set": {"featurize.decode_profile": "fast"}},
+}
+WRITTEN: dict[str, Any] = EXPERIMENT | {"variants": VARIANTS, "golden": "few@1", "slices": []}
+ITEMS = [
+    GoldenItem(item_id=f"{i}", kind="labels", media_id=f"{i:064x}", labels=("cat" if i % 2 else "dog",))
+    for i in range(N)
+]
+
+
+def measurements(share_right: float) -> list[Measurement]:
+    """Top 1 and others where so many of the items are right."""
+    right = np.arange(N) < share_right * N
+    is_cat = np.array([item.labels == ("cat",) for item in ITEMS])
+    return zero_shot(ITEMS, ["cat", "dog"], np.where((is_cat == right)[:, None], [[1.0, 0.0]], [[0.0, 1.0]]), None)
+
+
+def measured(arm: Arm, share_right: float, ms: float) -> Measured:
+    random = np.random.default_rng(int(ms))
+    vectors = random.normal(size=(N, 6))
+    frames = {
+        str(item.media_id): [Frame(0, [feature((v / np.linalg.norm(v)).tolist(), "cat", 0.5)] if i % 10 else [])]
+        for i, (item, v) in enumerate(zip(ITEMS, vectors, strict=True))
+    }
+    passes = Passes(media_ms=np.full((3, N), float(ms)), cpu_s=np.full(3, N * ms / 1000))
+    return Measured(arm=arm, frames=frames, measurements=measurements(share_right), passes=passes, error_rate=0.0)
+
+
+def of_experiment(variants: Sequence[Arm], experiment: Experiment) -> tuple[list[Measured], ExperimentReport]:
+    """What was measured of a baseline, one that is as good, and one that is better; and the report."""
+    found = [measured(arm, share, ms) for arm, share, ms in zip(variants, (0.4, 0.4, 0.9), (30, 20, 10), strict=True)]
+    report = replace(
+        pages.example(2),
+        name=experiment.name,
+        primary_metric="top_1",
+        variants=[variant_of(one, experiment, is_on_front=one.arm.name == "fast") for one in found],
+        candidates=all_judged(experiment, found[0], found[1:], ITEMS),
+        inputs={"features": 7, "golden": 2},
+    )
+    return found, report
+
+
+@pytest.fixture(scope="module")
+def experiment() -> Experiment:
+    return checked(WRITTEN, "file")
+
+
+@pytest.fixture(scope="module")
+def variants(experiment: Experiment) -> list[Arm]:
+    return arms(experiment, load_config())
+
+
+def run_once(
+    lake: Lake, config: Config, experiment: Experiment, variants: Sequence[Arm], warnings: list[str]
+) -> ExperimentReport:
+    found, report = of_experiment(variants, experiment)
+    with (
+        tracking.pipeline_run(lake, config, name="try", experiment=experiment.name, warn=warnings.append) as parent,
+        variant_runs(parent, lake, experiment) as run_of,
+    ):
+        for arm in variants:
+            name = f"try.{arm.name}.evaluate"
+            with tracking.job_run(
+                run_of(arm), run_id=name, job="evaluate", lake=lake, config=config, inputs={}, outputs={}
+            ):
+                pass
+        log_experiment(parent, run_of, lake, experiment, found, report)
+    return report
+
+
+def test_an_experiment_is_a_tree_of_variants_and_their_jobs_that_can_be_searched(
+    tmp_path: Path, experiment: Experiment, variants: list[Arm]
+) -> None:
+    from mlflow import MlflowClient
+
+    lake, warnings = lake_at(str(tmp_path / "lake")), list[str]()
+    run_once(lake, load_config(), experiment, variants, warnings)
+    assert warnings == []
+    client = MlflowClient(tracking_uri=tracking.tracking_store(lake).uri)
+    [shown] = [one.experiment_id for one in client.search_experiments() if one.name == experiment.name]
+
+    def found(condition: str = "") -> dict[str, Any]:
+        return {run.info.run_name: run for run in client.search_runs([shown], condition)}
+
+    runs = found()
+    parents = {name: run.data.tags.get("mlflow.parentRunId") for name, run in runs.items()}
+    ids = {name: run.info.run_id for name, run in runs.items()}
+    assert parents == {
+        "try": None,
+        **dict.fromkeys(("one", "five", "fast"), ids["try"]),
+        **{f"try.{name}.evaluate": ids[name] for name in ("one", "five", "fast")},
+    }
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    assert found("tags.verdict = 'better'").keys() == {"fast"}
+    assert found("tags.is_baseline = 'true' and tags.golden = 'few@1'").keys() == {"one"}
+    assert found(f"tags.fingerprint = '{variants[0].due.fingerprint}'").keys() == {"one", "five"}
+    assert found("metrics.`quality/top_1` > 0.8").keys() == {"fast"}
+    fast, one, top = runs["fast"], runs["one"], runs["try"]
+    assert fast.data.params == {"featurizer": CONCEPTS, "featurize.decode_profile": "fast"}
+    assert fast.data.metrics["p95_ms"] == pytest.approx(10) and fast.data.metrics["error_rate"] == 0
+    assert fast.data.metrics["difference/top_1"] == pytest.approx(0.5)
+    low, high = (fast.data.metrics[f"difference/top_1/{end}"] for end in ("low", "high"))
+    assert 0.3 < low < 0.5 < high < 0.7 and fast.data.metrics["difference/top_1/adjusted_p"] < 0.01
+    assert fast.data.metrics["health/share_of_empty"] == pytest.approx(0.1)
+    assert not any(name.startswith("difference/") for name in one.data.metrics)
+    for run in (top, fast, one):
+        assert {(d.dataset.name, d.dataset.digest) for d in run.inputs.dataset_inputs} == {
+            ("features", "v7"),
+            ("golden", "v2"),
+        }
+    assert (top.data.tags["verdict.fast"], one.data.tags["verdict"]) == ("better", "baseline")
+    assert "**fast is better**" in top.data.tags["mlflow.note.content"]
+    kept = {file.path for file in client.list_artifacts(top.info.run_id)}
+    assert kept >= {"comparison.json", "variants.json", "guardrails.json", "forest.png", "trade_offs.png"}
+
+
+def test_the_comparison_is_a_table_that_mlflow_reads_back(
+    tmp_path: Path, experiment: Experiment, variants: list[Arm], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    lake = lake_at(str(tmp_path / "lake"))
+    report = run_once(lake, load_config(), experiment, variants, [])
+    monkeypatch.setattr(mlflow.tracking._tracking_service.utils, "_tracking_uri", tracking.tracking_store(lake).uri)
+    [shown] = [one.experiment_id for one in mlflow.search_experiments() if one.name == experiment.name]
+    table = mlflow.MlflowClient().load_table(shown, "comparison.json")
+    assert list(table["variant"]) == ["five", "fast"] and list(table["verdict"]) == [
+        one.lines[0].verdict for one in report.candidates
+    ]
+    assert table["difference"].tolist() == pytest.approx([0.0, 0.5])
+
+
+def test_every_fingerprint_is_one_version_of_its_kinds_model_however_often_it_is_tried(
+    tmp_path: Path, experiment: Experiment, variants: list[Arm]
+) -> None:
+    from mlflow import MlflowClient
+
+    lake, warnings = lake_at(str(tmp_path / "lake")), list[str]()
+    for _ in range(2):
+        run_once(lake, load_config(), experiment, variants, warnings)
+    assert warnings == []
+    client = MlflowClient(tracking_uri=tracking.tracking_store(lake).uri)
+    versions = {one.tags["fingerprint"]: one for one in client.search_model_versions("name = 'lakelens-concept'")}
+    assert len(client.search_model_versions("name = 'lakelens-concept'")) == 2
+    assert versions.keys() == {arm.due.fingerprint for arm in variants}
+    baseline, fast = (versions[arm.due.fingerprint].tags for arm in (variants[0], variants[2]))
+    assert (fast["verdict"], fast["experiment"], fast["featurizer"]) == ("better", experiment.name, CONCEPTS)
+    assert "verdict" not in baseline  # `five` has the same vectors: it is judged by how it is evaluated
+    stands = client.get_run(versions[variants[2].due.fingerprint].run_id)
+    assert stands.info.run_name == "fast"
+    assert [file.path for file in client.list_artifacts(stands.info.run_id)] == ["vector_space.yaml"]
+
+
+def test_a_server_that_is_down_loses_no_experiment(
+    tmp_path: Path, experiment: Experiment, variants: list[Arm], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    warnings: list[str] = []
+    run_once(lake_at(str(tmp_path / "lake")), load_config(), experiment, variants, warnings)
+    assert len(warnings) == 1 and "nothing is logged there" in warnings[0]
+
+
+def test_a_variant_of_an_experiment_that_breaks_off_has_failed(
+    tmp_path: Path, experiment: Experiment, variants: list[Arm]
+) -> None:
+    from mlflow import MlflowClient
+
+    lake, begun = lake_at(str(tmp_path / "lake")), list[Any]()
+    with (
+        pytest.raises(RuntimeError, match="out of disk"),
+        tracking.pipeline_run(lake, load_config(), name="try", warn=print) as parent,
+        variant_runs(parent, lake, experiment) as run_of,
+    ):
+        begun += [run_of(variants[0]).mlflow_run_id, run_of(variants[0]).mlflow_run_id]
+        raise RuntimeError("out of disk")
+    client = MlflowClient(tracking_uri=tracking.tracking_store(lake).uri)
+    assert begun[0] == begun[1] and client.get_run(begun[0]).info.status == "FAILED"
+
+
+@pytest.mark.parametrize("n_candidates", [1, 8])
+def test_a_plot_shows_every_candidate_by_its_name_or_number(n_candidates: int) -> None:
+    report = pages.example(n_candidates)
+    forest, trade_offs = forest_figure(report), trade_off_figure(report)
+    names = [candidate.name for candidate in report.candidates]
+    marks = [variant.name for variant in report.variants] if n_candidates < MAX_NAMED else list("123456789")
+    for axes in forest.axes:
+        assert [label.get_text() for label in axes.get_yticklabels()] == names
+    assert [axes.get_title(loc="left").split()[0].rstrip(",") for axes in forest.axes] == [
+        pages.PRIMARY,
+        "average_recall_100",
+        "false_boxes_per_picture",
+    ]
+    lower = forest.axes[2].get_xlim()
+    assert lower[0] > lower[1]  # right is better of every metric
+    for axes in trade_offs.axes:
+        assert [text.get_text() for text in axes.texts] == marks
+
+
+def test_a_hostile_name_is_drawn_and_an_undefined_value_is_left_out(tmp_path: Path) -> None:
+    report = pages.report_of("$\\nonsense{$ _x_")
+    broken = replace(report.variants[1], quality=float("nan"))
+    undefined = pages.line(difference=float("nan"), low=None, high=None, adjusted_p=None, verdict="not judged")
+    candidate = replace(report.candidates[0], lines=[undefined])
+    report = replace(report, variants=[report.variants[0], broken], candidates=[candidate])
+    forest_figure(report).savefig(tmp_path / "forest.png")
+    trade_off_figure(report).savefig(tmp_path / "trade_offs.png")
+    assert comparison_rows(report)[0]["difference"] is None
