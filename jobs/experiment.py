@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
@@ -14,7 +14,7 @@ from jobs.command import FINISHED, Common, Ending
 from jobs.experiment_file import Experiment
 from jobs.experiment_page import Arm, Measured, page, primary
 from jobs.experiment_report import Candidate, Trial, render
-from jobs.experiment_tracking import log_experiment, variant_runs
+from jobs.experiment_tracking import RunOf, log_experiment, variant_runs
 from jobs.golden import read_golden
 from jobs.lake import Lake, lake_at, open_lake
 from jobs.paired import detectable
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 
 def run_arms(
-    spark: SparkSession, lake: Lake, common: Common, golden: str, variants: Sequence[Arm],
-    run_of: Callable[[Arm], tracking.Tracked], progress: Progress, *, known: set[str],
+    spark: SparkSession, lake: Lake, common: Common, golden: str, variants: Sequence[Arm], run_of: RunOf,
+    progress: Progress, *, known: set[str],
 ) -> None:  # fmt: skip
     """Featurize and evaluate variants; fingerprints that are `known` are not computed again."""
     for arm in variants:
@@ -115,7 +115,7 @@ def run_experiment(
                 if experiment.sweep is not None:
                     seen = part_of(experiment, items, searched=True)
                     trials = searched(
-                        spark, lake, common, experiment, variants[0], items, seen, parent, progress, known=known
+                        spark, lake, common, experiment, variants[0], items, seen, run_of, progress, known=known
                     )
                     experiment = confirmed(experiment, trials)
                     variants = arms(experiment, common.config)

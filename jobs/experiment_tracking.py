@@ -18,11 +18,12 @@ from jobs.published import kind_of
 from jobs.runs import code_version
 from jobs.tracking import Tracked
 
+RunOf = Callable[[Arm], Tracked]  # the run of a variant
 BASELINE = "baseline"  # what stands where the others have a verdict
 
 
 @contextmanager
-def variant_runs(parent: Tracked, lake: Lake, experiment: Experiment) -> Iterator[Callable[[Arm], Tracked]]:
+def variant_runs(parent: Tracked, lake: Lake, experiment: Experiment) -> Iterator[RunOf]:
     """The runs of variants within the experiment's run: each begins when it is first asked for, all end with the block.
 
     experiment: with the version of its golden set.
@@ -83,7 +84,7 @@ def log_verdict(tracked: Tracked, candidate: Candidate) -> None:
 
 
 def log_experiment(
-    parent: Tracked, run_of: Callable[[Arm], Tracked], lake: Lake, experiment: Experiment, found: Sequence[Measured],
+    parent: Tracked, run_of: RunOf, lake: Lake, experiment: Experiment, found: Sequence[Measured],
     report: ExperimentReport,
 ) -> None:  # fmt: skip
     """All that MLflow keeps of an experiment beside its jobs' own runs.
@@ -119,6 +120,7 @@ def log_overview(parent: Tracked, report: ExperimentReport) -> None:
     tracking.log_table(parent, "comparison.json", comparison_rows(report))
     tracking.log_table(parent, "variants.json", variant_rows(report))
     tracking.log_table(parent, "guardrails.json", guardrail_rows(report))
+    tracking.log_table(parent, "trials.json", trial_rows(report))
     tracking.log_figure(parent, "forest.png", lambda: forest_figure(report))
     tracking.log_figure(parent, "trade_offs.png", lambda: trade_off_figure(report))
     tags = {f"verdict.{one.name}": one.verdict for one in report.candidates}
@@ -189,6 +191,22 @@ def guardrail_rows(report: ExperimentReport) -> list[dict[str, object]]:
         }
         for candidate in report.candidates
         for one in candidate.guardrails
+    ]
+
+
+def trial_rows(report: ExperimentReport) -> list[dict[str, object]]:
+    """What a search tried, on the items that it saw; costs are ratios to the baseline's."""
+    candidates = {candidate.name for candidate in report.candidates}
+    return [
+        {
+            "variant": trial.name,
+            "settings": ", ".join(f"{key}={value}" for key, value in trial.settings.items()),
+            "quality_for_the_search": rounded(trial.objectives[0]),
+            "p95_ratio": rounded(trial.objectives[1]),
+            "usd_ratio": rounded(trial.objectives[2]),
+            "is_judged": trial.name in candidates,
+        }
+        for trial in report.trials
     ]
 
 

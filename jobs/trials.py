@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jobs import evaluate, tracking
+from jobs import evaluate
 from jobs.command import Common
 from jobs.config import ConfigError
 from jobs.experiment_file import Experiment
 from jobs.experiment_page import Arm, primary
 from jobs.experiment_report import Trial
+from jobs.experiment_tracking import RunOf
 from jobs.lake import Lake, sql_text
 from jobs.progress import Progress
 from jobs.quality import GoldenItem
@@ -33,7 +34,7 @@ OBJECTIVES = ("quality", "p95_ratio", "usd_ratio")  # of its metrics
 
 def searched(
     spark: SparkSession, lake: Lake, common: Common, experiment: Experiment, baseline: Arm,
-    items: Sequence[GoldenItem], part: Part, parent: tracking.Tracked, progress: Progress, *, known: set[str],
+    items: Sequence[GoldenItem], part: Part, run_of: RunOf, progress: Progress, *, known: set[str],
 ) -> list[Trial]:  # fmt: skip
     """Try what a search proposes; each trial is a run, so that a search that died goes on where it was.
 
@@ -52,9 +53,9 @@ def searched(
             mine = replace(common, run_id=f"{common.run_id}.{TRIAL}-{number}")
             if (row := _accepted(spark, lake, mine)) is None:
                 arm = arm_of(name, variant(experiment.sweep, settings), common.config)
-                run_arm(spark, lake, mine, arm, experiment.golden, parent, progress, known=known)
+                run_arm(spark, lake, mine, arm, experiment.golden, run_of(arm), progress, known=known)
                 job = trying(experiment, baseline, arm, items, part, settings)
-                run_job(spark, lake, mine, job, parent, progress)
+                run_job(spark, lake, mine, job, run_of(arm), progress)
                 row = _accepted(spark, lake, mine)
                 assert row is not None
             if (done := row["outputs"][SETTINGS]) != key:

@@ -16,8 +16,8 @@ from jobs.evaluate import Frame
 from jobs.experiment_file import Experiment, checked
 from jobs.experiment_page import Arm, Measured, all_judged, variant_of
 from jobs.experiment_plots import forest_figure, trade_off_figure
-from jobs.experiment_report import MAX_NAMED, ExperimentReport
-from jobs.experiment_tracking import comparison_rows, log_experiment, variant_runs
+from jobs.experiment_report import MAX_NAMED, ExperimentReport, Trial
+from jobs.experiment_tracking import comparison_rows, log_experiment, log_overview, trial_rows, variant_runs
 from jobs.lake import Lake, lake_at
 from jobs.quality import GoldenItem, Measurement, zero_shot
 from jobs.timing import Passes
@@ -182,6 +182,28 @@ def test_every_fingerprint_is_one_version_of_its_kinds_model_however_often_it_is
     stands = client.get_run(versions[variants[2].due.fingerprint].run_id)
     assert stands.info.run_name == "fast"
     assert [file.path for file in client.list_artifacts(stands.info.run_id)] == ["vector_space.yaml"]
+
+
+def test_what_a_search_tried_is_a_table_that_says_what_was_judged(
+    tmp_path: Path, experiment: Experiment, variants: list[Arm]
+) -> None:
+    from mlflow import MlflowClient
+
+    lake, tried = lake_at(str(tmp_path / "lake")), {"evaluate.bridge_labels": 3}
+    trials = [Trial(name=name, settings=tried, objectives=(0.5, 1.25, 1.0)) for name in ("fast", "other")]
+    report = replace(of_experiment(variants, experiment)[1], trials=trials)
+    rows = trial_rows(report)
+    assert [(row["variant"], row["settings"], row["is_judged"]) for row in rows] == [
+        ("fast", "evaluate.bridge_labels=3", True),
+        ("other", "evaluate.bridge_labels=3", False),
+    ]
+    with tracking.pipeline_run(lake, load_config(), name="try", warn=pytest.fail) as parent:
+        log_overview(parent, report)
+    client = MlflowClient(tracking_uri=tracking.tracking_store(lake).uri)
+    kept = {file.path for file in client.list_artifacts(str(parent.mlflow_run_id))}
+    assert "trials.json" in kept
+    shown = client.get_experiment(str(parent.experiment_id))
+    assert shown.tags["mlflow.note.content"] == report.question
 
 
 def test_a_server_that_is_down_loses_no_experiment(
