@@ -28,7 +28,6 @@ from jobs.paired import POWER, Difference, compare, detectable, holm, judge, min
 
 ALPHA, CONFIDENCE = 0.05, 0.95
 LEAST_COVERAGE, MOST_COVERAGE = 0.93, 0.97
-N_ITEMS = 200
 SIZES = (30, 50, 100, 200, 400)  # of --limits
 Compare = Callable[..., Difference]
 
@@ -44,7 +43,7 @@ class Scale:
     real: bool = True  # real answers too, which takes a minute to compute them
 
 
-FULL = Scale(runs=2000, dear_runs=1000, n_resamples=1000)
+FULL = Scale(runs=2000, dear_runs=600, n_resamples=1000)
 QUICK = Scale(runs=200, dear_runs=60, n_resamples=400, n_stated=5, real=False)
 
 
@@ -211,7 +210,7 @@ def real_metric(pool: Executor, answers: Pool, i: int, scale: Scale) -> tuple[Fo
     population = real_answers.populations(answers)[i]
     n_pool = len(population.differs)
     one, other = population.metric(np.repeat(np.eye(2), n_pool, axis=1)).tolist()
-    n_items = max(N_ITEMS, min_items(answers.metrics[i]))
+    n_items = max(answers.n_items, min_items(answers.metrics[i]))
     null = Case(
         name=population.name, of=(answers, i), n_items=n_items, effect=0.0, truth=0.0, n_resamples=scale.n_resamples
     )
@@ -278,8 +277,11 @@ def measured(scale: Scale) -> Iterator[tuple[Found, list[Outcome]] | str]:
             if reason is not None:
                 yield f"{answers.name}: {reason}"
                 continue
-            for i in range(len(answers.metrics)):
-                yield real_metric(pool, answers, i, scale)
+            for i, population in enumerate(real_answers.populations(answers)):
+                if not population.differs.any():
+                    yield f"{population.name}: not measured, the two variants answer all items alike"
+                else:
+                    yield real_metric(pool, answers, i, scale)
 
 
 def rows(scale: Scale = FULL) -> list[Row]:
@@ -307,7 +309,7 @@ def _rows(found: Sequence[Found], together: dict[str, float], notes: Sequence[st
     judged = [one for one in found if not np.isnan(one.told_apart)]
     worst = max(judged, key=lambda one: one.told_apart)
     rate = max(worst.told_apart, 1 / worst.runs)
-    covered = [(share, one) for one in judged for share in (one.coverage, one.coverage_b) if share is not None]
+    covered = [(share, one) for one in judged for share in (one.coverage, one.coverage_b) if share]
     least, most = min(covered, key=lambda pair: pair[0]), max(covered, key=lambda pair: pair[0])
     kinds = [{key: _rounded(value) for key, value in asdict(one).items()} for one in found]
     power = [abs(each - POWER) for one in found for each in (one.power, one.power_after) if each is not None]
@@ -336,11 +338,13 @@ def _rows(found: Sequence[Found], together: dict[str, float], notes: Sequence[st
 def _rounded(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_rounded(one) for one in value]
-    return round(value, 4) if isinstance(value, float) else value
+    if isinstance(value, float):
+        return None if np.isnan(value) else round(value, 4)
+    return value
 
 
 def limits(scale: Scale) -> None:
-    """Print the coverage of each kind at each size; A/B at what is detectable there, if the population can show it."""
+    """Print the coverage of each kind at each size; A/B at what is detectable there, or as much as can be shown."""
     print(
         "| metric | items | runs | A/A told apart | A/A coverage | A/B coverage | true difference |\n|---|"
         + "---:|" * 6

@@ -271,11 +271,11 @@ def copies_found_at(
     different groups weigh as their product, and two copies as their geometric mean, for a group that is drawn twice
     stands for two groups, and its copies for twice as many pairs. Answers are not exchangeable item by item.
 
-    spread: in a product a weight w counts as 1 + spread (w - 1); None: see `_spread_of_others`.
+    spread: in a product a weight w counts as 1 + spread (w - 1); None: see `spread_of_others`.
     """
     n = len(groups)
     if spread is None:
-        spread = _spread_of_others(false_positive_rate, baseline, candidate, groups)
+        spread = spread_of_others(false_positive_rate, baseline, candidate, groups)
     one = [_copies_found(false_positive_rate, similarity, groups, spread) for similarity in (baseline, candidate)]
 
     def found(weights: Weights) -> NDArray[np.float64]:
@@ -289,7 +289,7 @@ def copies_found_at(
     return found
 
 
-def _spread_of_others(
+def spread_of_others(
     rate: float, baseline: NDArray[np.float64], candidate: NDArray[np.float64], groups: NDArray[np.int64]
 ) -> float:
     """How far weights of resampled items are to go from 1 in other pairs, in 0..1.
@@ -298,19 +298,20 @@ def _spread_of_others(
     P that each pair adds alone. Weights of variance a make that a I + (2 a + a^2) P, so that plain resampling (a = 1)
     counts P three times (Arcones and Giné 1992, On the bootstrap of U and V statistics, have the limit where there is
     nothing but P). a is chosen to make it I + P, of the pairs that one variant has above its threshold and the other
-    has not; P is their number, I + 2 P what their numbers in each group vary by (Efron and Stein 1981, The jackknife
-    estimate of variance).
+    has not (of one variant alone: of those above); P is their number, I + 2 P what their numbers in each group vary by
+    (Efron and Stein 1981, The jackknife estimate of variance).
     """
     first, second = np.triu_indices(len(groups), 1)
     is_other = groups[first] != groups[second]
     first, second = first[is_other], second[is_other]
     n_above = int(rate * len(first))
-    sign = np.zeros(len(first))
-    for similarity, by in ((baseline, -1.0), (candidate, 1.0)):
-        sign[np.argsort(-similarity[first, second], kind="stable")[:n_above]] += by
+    above = np.zeros((2, len(first)))
+    for variant, similarity in enumerate((baseline, candidate)):
+        above[variant, np.argsort(-similarity[first, second], kind="stable")[:n_above]] = 1
+    sign = above[1] - above[0] if (above[0] != above[1]).any() else above[0] - n_above / max(len(first), 1)
     n_groups = int(groups.max()) + 1 if len(groups) else 0
     of_group = sum(np.bincount(groups[side], sign, minlength=n_groups) for side in (first, second))
-    alone = float(np.abs(sign).sum())
+    alone = float(np.sum(sign**2))
     if alone == 0:
         return 1.0
     shared = max(0.0, float(np.sum(of_group**2)) - 2 * alone)

@@ -24,7 +24,8 @@ POWER = 0.8
 # Below these, 95 % intervals held the truth in less than 93 % of cases or more than 97 % in
 # `python -m benchmarks.statistics --limits`; the first beginning of a metric's name that fits counts.
 MIN_ITEMS = {
-    "calibration_error": 400, "character_error_rate": 200, "average_precision": 100, "copies_found": 100, "": 50,
+    "calibration_error": 400, "character_error_rate": 200, "average_precision": 100,
+    "copies_found_at_1e-4": 320, "copies_found": 100, "": 50,
 }  # fmt: skip
 MIN_DIFFERENT = 10
 MIN_OF_CLASS = 10  # a resampled mean of m items varies too little, by a factor of (m - 1) / m; of one item not at all

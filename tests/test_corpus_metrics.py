@@ -20,6 +20,7 @@ from jobs.corpus_metrics import (
     detection_metric,
     mean_over_classes,
     ratio_metric,
+    spread_of_others,
 )
 from jobs.paired import Metric
 from tests.test_average_precision import N_IMAGES, generated
@@ -119,6 +120,16 @@ def test_copies_found_are_those_of_the_roc_curve_of_groups_that_occur_as_often_a
                 is_copy[kept], similarity[i][again[first], again[second]][kept], drop_intermediate=False
             )
             assert of(metric, counts)[i] == pytest.approx(tpr[fpr <= rate].max(), abs=1e-6)
+
+
+def test_pairs_are_resampled_less_the_more_of_their_number_each_pair_adds_alone() -> None:
+    random, groups = np.random.default_rng(3), np.arange(300)
+    alone = [np.triu(random.random((300, 300)), 1) for _ in range(2)]
+    alone = [one + one.T for one in alone]
+    assert spread_of_others(0.01, alone[0], alone[1], groups) == pytest.approx(np.sqrt(np.sqrt(2) - 1), abs=0.03)
+    popular = [np.add.outer(one, one) for one in random.normal(size=(2, 300))]  # a few pictures are like all others
+    assert spread_of_others(0.01, popular[0], popular[1], groups) > 0.95
+    assert spread_of_others(0.01, alone[0], alone[0], groups) < 0.7 and spread_of_others(0, *alone, groups) == 1
 
 
 def test_copies_among_nothing_else_and_nothing_without_copies_are_no_number() -> None:
