@@ -13,65 +13,49 @@ from __future__ import annotations
 
 import multiprocessing
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from benchmarks import real_answers, simulated
+from benchmarks.comparisons import (
+    ALPHA,
+    Case,
+    Outcome,
+    binomial_interval,
+    coverage,
+    family_wise,
+    one_run,
+    shown,
+    simulated_null,
+    stated,
+    told_apart,
+)
 from benchmarks.real_answers import Pool
 from benchmarks.row import LATEST, Row, machine, table, write
 from benchmarks.simulated import KINDS, Kind
-from jobs.paired import POWER, Difference, compare, detectable, holm, judge, min_items, too_few
+from jobs.paired import POWER, min_items
 
-ALPHA, CONFIDENCE = 0.05, 0.95
 LEAST_COVERAGE, MOST_COVERAGE = 0.93, 0.97
 SIZES = (30, 50, 100, 200, 400)  # of --limits
-Compare = Callable[..., Difference]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
     """How much is run."""
 
-    runs: int  # A/A; A/B half as many
-    dear_runs: int  # the same of metrics that take long to resample
-    n_resamples: int  # half of what `lakelens compare` takes, which only makes its answers noisier
+    runs: int  # A/A, and A/B for coverage; a quarter as many for the second power
+    dear_runs: int  # A/A of metrics that take long to resample; A/B half as many
+    n_resamples: int  # a quarter of what `lakelens compare` takes, which only makes its answers noisier
     n_stated: int = 20  # samples that the stated effect is the mean over
-    real: bool = True  # real answers too, which takes a minute to compute them
+    real: bool = True  # real answers too, which takes minutes to compute them
 
 
-FULL = Scale(runs=2000, dear_runs=600, n_resamples=1000)
-QUICK = Scale(runs=200, dear_runs=60, n_resamples=400, n_stated=5, real=False)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """A population and a sample size; `of` is a simulated kind, or a pool of real answers and one of its metrics."""
-
-    name: str
-    of: Kind | tuple[Pool, int]
-    n_items: int
-    effect: float  # 0: A/A
-    truth: float
-    n_resamples: int
-
-    @property
-    def is_dear(self) -> bool:
-        """Whether a comparison takes ten times as long as one of means."""
-        return any(name in self.name for name in ("average precision", "average_precision", "copies"))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """One comparison; None throughout where the report refuses an interval."""
-
-    p_value: float | None = None
-    told: int = 0  # 1 better, -1 worse
-    low: float | None = None
-    high: float | None = None
+FULL = Scale(runs=2000, dear_runs=1000, n_resamples=500)
+QUICK = Scale(runs=200, dear_runs=60, n_resamples=300, n_stated=5, real=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,112 +77,66 @@ class Found:
     power_after: float | None = None
 
 
-def sampled(case: Case, seed: int) -> tuple[Any, Any, str | None]:
-    """The metric of a sample, the groups of its items, and why it is not judged."""
-    random = np.random.default_rng(seed)
-    if isinstance(case.of, Kind):
-        return case.of.simulate(random, case.n_items, case.effect), case.of.groups(case.n_items), None
-    pool, i = case.of
-    population = real_answers.populations(pool)[i]
-    at = random.integers(0, len(population.differs), case.n_items)
-    is_swapped = random.random(case.n_items) < (0.5 if case.effect == 0 else 0.0)
-    n_different = int(population.differs[at].sum())
-    classes = None if population.classes is None else population.classes[at]
-    reason = too_few(pool.metrics[i], case.n_items, n_different, classes=classes)
-    return population.drawn(at, is_swapped), None, reason
-
-
-def one_run(case: Case, seed: int, compare: Compare = compare) -> Outcome:
-    """One sample, compared and judged."""
-    metric, groups, reason = sampled(case, seed)
-    if reason is not None:
-        return Outcome()
-    found = compare(metric, case.n_items, seed=seed, n_resamples=case.n_resamples, groups=groups)
-    judged = judge(found, adjusted_p=found.p_value, margin=1.0, higher_is_better=True, alpha=ALPHA)
-    low, high = found.interval(CONFIDENCE)
-    return Outcome(p_value=found.p_value, told={"better": 1, "worse": -1}.get(judged.verdict, 0), low=low, high=high)
-
-
 def _one_run(job: tuple[Case, int]) -> Outcome:
     return one_run(*job)
 
 
-def outcomes(pool: Executor, case: Case, runs: int) -> list[Outcome]:
-    """Comparisons of seeds 0, 1, ..."""
-    return list(pool.map(_one_run, [(case, seed) for seed in range(runs)], chunksize=5))
-
-
-def coverage(case: Case, found: Sequence[Outcome]) -> float:
-    """The share of the intervals that hold the true difference."""
-    inside = [one.low <= case.truth <= one.high for one in found if one.low is not None and one.high is not None]
-    return float(np.mean(inside)) if inside else float("nan")
-
-
-def told_apart(found: Sequence[Outcome], sign: int | None = None) -> float:
-    """The share of the judged comparisons that end in `better` or `worse`, or in that of one sign."""
-    judged = [one for one in found if one.p_value is not None]
-    return float(np.mean([one.told != 0 if sign is None else one.told == sign for one in judged]))
-
-
-def binomial_interval(runs: int) -> tuple[float, float]:
-    """Which shares told apart 95 % of series of so many runs have, if alpha is kept."""
-    from scipy.stats import binom
-
-    low, high = binom.interval(0.95, runs, ALPHA)
-    return float(low / runs), float(high / runs)
+def outcomes(pool: Executor, case: Case, runs: int) -> Iterator[Outcome]:
+    """Comparisons of seeds 0, 1, ..., which begin at once."""
+    return pool.map(_one_run, [(case, seed) for seed in range(runs)], chunksize=5)
 
 
 # -- simulated ----------------------------------------------------------------------------------------------------
 
 
-def simulated_null(kind: Kind, n_items: int, scale: Scale) -> Case:
-    """A/A of a kind."""
-    return Case(name=kind.name, of=kind, n_items=n_items, effect=0.0, truth=0.0, n_resamples=scale.n_resamples)
+@dataclass(frozen=True, kw_only=True)
+class Begun:
+    """Comparisons of a kind that are on their way."""
+
+    null: Case
+    runs: int
+    equal: Iterator[Outcome]
+    stated: Future[tuple[float, float, float]]
 
 
-def stated(null: Case, scale: Scale) -> tuple[float, float, float]:
-    """What is stated as detectable before a run and after one, and how the two answers to an item correlate; means."""
-    kind, rows = null.of, []
-    assert isinstance(kind, Kind)
-    for seed in range(scale.n_stated):
-        metric, groups, _ = sampled(null, 1_000_000 + seed)
-        before = detectable(metric, null.n_items, seed=seed, groups=groups)
-        found = compare(metric, null.n_items, seed=seed, n_resamples=1000, groups=groups)
-        rows.append((before, found.detectable(null.n_items)))
-    before, after = np.mean(rows, axis=0)
-    # detectable() takes .5: the variance of the difference is 2 (1 - correlation) times that of one answer
-    return float(before), float(after), float(1 - 0.5 * (after / before) ** 2)
-
-
-def shown(null: Case, difference: float) -> Case:
-    """A/B of the same kind, where the variants truly differ by so much."""
-    assert isinstance(null.of, Kind)
-    effect = simulated.effect_of(null.of, difference)
-    return replace(null, effect=effect, truth=simulated.true_difference(null.of, effect))
-
-
-def simulated_kind(pool: Executor, kind: Kind, n_items: int, scale: Scale) -> tuple[Found, list[Outcome]]:
-    """A/A, coverage and power of a kind; and the A/A comparisons."""
-    null = simulated_null(kind, n_items, scale)
+def begin(pool: Executor, kind: Kind, scale: Scale) -> Begun:
+    """Start what needs no true difference."""
+    null = simulated_null(kind, kind.n_items, n_resamples=scale.n_resamples)
     runs = scale.dear_runs if null.is_dear else scale.runs
-    equal = outcomes(pool, null, runs)
-    before, after, correlation = stated(null, scale)
-    cases = [shown(null, difference) for difference in ((before, after) if kind.is_as_varied else (before,))]
-    different = [outcomes(pool, case, runs // 2) for case in cases]
+    return Begun(
+        null=null, runs=runs, stated=pool.submit(stated, null, scale.n_stated), equal=outcomes(pool, null, runs)
+    )
+
+
+def simulated_kind(pool: Executor, begun: Begun) -> tuple[Found, list[Outcome]]:
+    """A/A, coverage and power of a kind; and the A/A comparisons."""
+    null, kind = begun.null, begun.null.of
+    assert isinstance(kind, Kind)
+    before, after, correlation = begun.stated.result()
+    case = shown(null, before)
+    different = outcomes(pool, case, begun.runs // 2 if null.is_dear else begun.runs)
+    case_after = shown(null, after)
+    different_after = outcomes(pool, case_after, begun.runs // 4) if kind.is_as_varied else iter(())
+    equal, shows = list(begun.equal), list(different)
     found = Found(
         name=kind.name,
-        n_items=n_items,
-        runs=runs,
+        n_items=null.n_items,
+        runs=begun.runs,
         refused=0.0,
         told_apart=told_apart(equal),
-        interval=binomial_interval(runs),
+        interval=binomial_interval(begun.runs),
         coverage=coverage(null, equal),
-        coverage_b=coverage(cases[0], different[0]),
+        coverage_b=coverage(case, shows),
         correlation=correlation,
     )
     if kind.is_as_varied:
-        powers = [told_apart(each, int(np.sign(case.truth))) for case, each in zip(cases, different, strict=True)]
-        found = replace(found, detectable=before, power=powers[0], detectable_after=after, power_after=powers[1])
+        found = replace(
+            found,
+            detectable=before,
+            power=told_apart(shows, int(np.sign(case.truth))),
+            detectable_after=after,
+            power_after=told_apart(list(different_after), int(np.sign(case_after.truth))),
+        )
     return found, equal
 
 
@@ -215,9 +153,9 @@ def real_metric(pool: Executor, answers: Pool, i: int, scale: Scale) -> tuple[Fo
         name=population.name, of=(answers, i), n_items=n_items, effect=0.0, truth=0.0, n_resamples=scale.n_resamples
     )
     runs = scale.dear_runs if null.is_dear else scale.runs
-    equal = outcomes(pool, null, runs)
     actual = replace(null, effect=1.0, truth=other - one)
-    different = outcomes(pool, actual, runs // 2)
+    begun = [outcomes(pool, null, runs), outcomes(pool, actual, runs // 2)]
+    equal, different = (list(each) for each in begun)
     judged = sum(found.p_value is not None for found in equal)
     return Found(
         name=f"{population.name} ({n_pool})",
@@ -232,15 +170,6 @@ def real_metric(pool: Executor, answers: Pool, i: int, scale: Scale) -> tuple[Fo
 
 
 # -- the whole ----------------------------------------------------------------------------------------------------
-
-
-def family_wise(families: Sequence[Sequence[Outcome]]) -> float:
-    """How often any metric of a family is told apart after Holm's correction; run i of each metric is one family."""
-    told = []
-    for family in zip(*families, strict=False):
-        p_values = [one.p_value for one in family if one.p_value is not None]
-        told.append(any(p < ALPHA for p in holm(p_values)))
-    return float(np.mean(told))
 
 
 HEADINGS = (
@@ -264,15 +193,22 @@ def line(found: Found) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def processes() -> ProcessPoolExecutor:
+    """Two, which start with all that has been computed here."""
+    return ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("fork"))
+
+
 def measured(scale: Scale) -> Iterator[tuple[Found, list[Outcome]] | str]:
     """Each kind of metric, simulated and real, as it is done; a sentence for what cannot be measured here."""
     reasons = {answers: real_answers.missing(answers) for answers in real_answers.POOLS if scale.real}
-    for answers, reason in reasons.items():
-        if reason is None:
-            real_answers.populations(answers)  # before the fork, so that no process computes them again
-    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("fork")) as pool:
-        for kind in KINDS:
-            yield simulated_kind(pool, kind, kind.n_items, scale)
+    with processes() as pool:
+        begun = [begin(pool, kind, scale) for kind in KINDS]
+        for answers, reason in reasons.items():
+            if reason is None:
+                real_answers.populations(answers)
+        for each in begun:
+            yield simulated_kind(pool, each)
+    with processes() as pool:
         for answers, reason in reasons.items():
             if reason is not None:
                 yield f"{answers.name}: {reason}"
@@ -349,17 +285,19 @@ def limits(scale: Scale) -> None:
         "| metric | items | runs | A/A told apart | A/A coverage | A/B coverage | true difference |\n|---|"
         + "---:|" * 6
     )
-    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("fork")) as pool:
+    with processes() as pool:
         for kind in KINDS:
+            largest = abs(simulated.true_difference(kind, kind.largest_effect))
             for n_items in SIZES:
-                null = simulated_null(kind, n_items, scale)
+                null = simulated_null(kind, n_items, n_resamples=scale.n_resamples)
                 runs = scale.dear_runs if null.is_dear else scale.runs
                 equal = outcomes(pool, null, runs)
-                largest = abs(simulated.true_difference(kind, kind.largest_effect))
-                case = shown(null, min(stated(null, scale)[0], 0.7 * largest))
+                case = shown(null, min(stated(null, scale.n_stated)[0], 0.7 * largest))
+                different = outcomes(pool, case, runs)
+                both = [list(each) for each in (equal, different)]
                 print(
-                    f"| {kind.name} | {n_items} | {runs} | {told_apart(equal):.3f} | {coverage(null, equal):.3f} "
-                    f"| {coverage(case, outcomes(pool, case, runs)):.3f} | {case.truth:+.3f} |",
+                    f"| {kind.name} | {n_items} | {runs} | {told_apart(both[0]):.3f} | {coverage(null, both[0]):.3f} "
+                    f"| {coverage(case, both[1]):.3f} | {case.truth:+.3f} |",
                     flush=True,
                 )
 
@@ -374,7 +312,7 @@ def main(arguments: list[str]) -> int:
     scale = QUICK if "--quick" in arguments else FULL
     with threadpoolctl.threadpool_limits(1):  # two processes share the cores
         if "--limits" in arguments:
-            limits(replace(scale, runs=scale.runs // 2, dear_runs=scale.dear_runs // 4, n_resamples=500))
+            limits(replace(scale, runs=scale.runs // 4, dear_runs=scale.dear_runs // 3, n_stated=8))
             return 0
         found = rows(scale)
     if scale is FULL:
