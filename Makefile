@@ -8,7 +8,7 @@ export UV_HTTP_TIMEOUT ?= 300
 # $(supported) PYTHON: succeeds for a Python that Lakelens runs on.
 supported = -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null
 
-.PHONY: help setup demo test test-faults check bench zip ui clean lock
+.PHONY: help setup demo test test-faults check bench bench-stats zip ui clean lock
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -33,6 +33,9 @@ check: $(VENV)/installed ## lint, formatting and types
 
 bench: setup ## measure against the peers; ONLY=B1,B3 for some
 	$(PYTHON) -m benchmarks $(if $(ONLY),ONLY=$(ONLY))
+
+bench-stats: setup ## prove the statistics of comparisons: false verdicts, coverage, power; about 20 minutes
+	$(PYTHON) -m benchmarks.statistics
 
 zip: $(VENV)/installed ## pack the code for a cluster (--py-files), as build/lakelens.zip
 	@mkdir -p build && find jobs featurizers schemas conf -name __pycache__ -exec rm -rf {} +

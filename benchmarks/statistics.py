@@ -1,174 +1,324 @@
-"""Rows S1 and S2: how often equal variants are told apart, and how often intervals hold the truth, by simulation.
+"""Rows S1 and S2: how often equal variants are told apart, and how often 95 % intervals hold the truth.
 
-    python -m benchmarks.statistics [RUNS]
+    python -m benchmarks.statistics              # one table, and the two rows
+    python -m benchmarks.statistics --quick      # few comparisons, of simulated answers only; writes no rows
+    python -m benchmarks.statistics --limits     # coverage at sizes from 30: where jobs.paired.MIN_ITEMS comes from
 
-Populations whose true difference is known are sampled again and again; every sample is compared as `lakelens compare`
-does it. A/A: both variants answer by the same law. A/B: the candidate is better by about what the sample can show.
+Items are drawn again and again from populations whose true difference is known, simulated ones and real answers, and
+every sample is compared as `lakelens compare` does it. A/A: both variants answer by the same law. A/B: they differ by
+as much as `jobs.paired.detectable` states that so many items can show (simulated), or by what they do (real).
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from jobs.average_precision import MatchedClass
-from jobs.corpus_metrics import calibration_error, copies_found_at, detection_metric, mean_over_classes, ratio_metric
-from jobs.paired import Metric, compare, mean_metric
+from benchmarks import real_answers, simulated
+from benchmarks.comparisons import (
+    ALPHA,
+    Case,
+    Outcome,
+    binomial_interval,
+    coverage,
+    family_wise,
+    one_run,
+    shown,
+    simulated_null,
+    stated,
+    told_apart,
+)
+from benchmarks.real_answers import Pool
+from benchmarks.row import LATEST, Row, machine, table, write
+from benchmarks.simulated import KINDS, Kind
+from jobs.paired import POWER, min_items
 
-ALPHA, CONFIDENCE = 0.05, 0.95
-N_RESAMPLES = 1000
-RUNS = 1000
-N_POPULATION = 20_000  # items in the sample that the true difference is read from
-Simulated = Callable[[Any, int, float], Metric]  # random generator, items, effect
+LEAST_COVERAGE, MOST_COVERAGE = 0.93, 0.97
+SIZES = (30, 50, 100, 200, 400)  # of --limits
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kind:
-    """A kind of metric with a population for it."""
+class Scale:
+    """How much is run."""
+
+    runs: int  # A/A, and A/B for coverage; a quarter as many for the second power
+    dear_runs: int  # A/A of metrics that take long to resample; A/B half as many
+    n_resamples: int  # a quarter of what `lakelens compare` takes, which only makes its answers noisier
+    n_stated: int = 20  # samples that the stated effect is the mean over
+    real: bool = True  # real answers too, which takes minutes to compute them
+
+
+FULL = Scale(runs=2000, dear_runs=1000, n_resamples=500)
+QUICK = Scale(runs=200, dear_runs=60, n_resamples=300, n_stated=5, real=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What the comparisons of one kind of metric came to; None: not measured."""
 
     name: str
-    simulate: Simulated
-    effect: float  # of A/B
-    n_items: int = 200
-    exchangeable: bool = True
-    cost: int = 1  # how many times dearer than a mean: fewer runs
+    n_items: int
+    runs: int
+    refused: float  # of the A/A comparisons
+    told_apart: float  # A/A
+    interval: tuple[float, float]  # that holds the share told apart in 95 % of such series, if alpha is kept
+    coverage: float  # A/A
+    coverage_b: float | None = None  # A/B
+    correlation: float | None = None  # of the two answers to an item
+    detectable: float | None = None  # stated before the run
+    power: float | None = None  # there
+    detectable_after: float | None = None  # stated once the pairing is measured
+    power_after: float | None = None
 
 
-def accuracy(random: Any, n: int, effect: float) -> Metric:
-    """Right or wrong; two of three items are answered alike."""
-    alike = random.random(n) < 0.67
-    baseline = random.random(n) < 0.6
-    candidate = np.where(alike, baseline, random.random(n) < 0.6 + effect / 0.33)
-    return mean_metric(baseline.astype(float), candidate.astype(float))
-
-
-def ranking(random: Any, n: int, effect: float) -> Metric:
-    """Values in 0..1 that pile up at both ends, as nDCG's do."""
-    ease = random.beta(0.5, 0.5, n)
-    return mean_metric(
-        np.clip(ease + random.normal(0, 0.2, n), 0, 1), np.clip(ease + random.normal(effect, 0.2, n), 0, 1)
-    )
-
-
-def balanced(random: Any, n: int, effect: float) -> Metric:
-    """Accuracy over five classes of unequal size."""
-    classes = random.choice(5, n, p=[0.35, 0.25, 0.2, 0.1, 0.1])
-    ease = random.normal(0, 1, n)
-    answers = [(ease + random.normal(by, 1, n) > -0.5).astype(float) for by in (0.0, effect)]
-    return mean_over_classes(answers[0], answers[1], classes)
-
-
-def f1(random: Any, n: int, effect: float) -> Metric:
-    """Entities of pictures: hits, false finds and misses of each."""
-    n_there = random.poisson(2, n)
-    both = []
-    for by in (0.0, effect):
-        hits, false = random.binomial(n_there, 0.7 + by), random.poisson(0.4, n)
-        both.append((2.0 * hits, (n_there + hits + false).astype(float)))
-    return ratio_metric(*both)
-
-
-def calibration(random: Any, n: int, effect: float) -> Metric:
-    """Scores that say too much by different amounts."""
-    truth = random.beta(2, 1, n)
-    both = []
-    for by in (0.0, effect):
-        said = np.clip(truth + 0.15 - by + random.normal(0, 0.05, n), 0, 1)
-        both.append((said, (random.random(n) < truth).astype(float)))
-    return calibration_error(both[0], both[1], n_bins=5)
-
-
-def detection(random: Any, n: int, effect: float) -> Metric:
-    """Six classes of objects, matched at one threshold."""
-    n_labelled = random.poisson([[1.2], [0.8], [0.5], [0.4], [0.3], [0.3]], (6, n)).astype(float)
-
-    def variant(by: float) -> list[MatchedClass]:
-        classes = []
-        for labelled in n_labelled:
-            hits = random.binomial(labelled.astype(int), 0.6 + by)
-            false = random.poisson(0.5, n)
-            image = np.concatenate([np.repeat(np.arange(n), hits), np.repeat(np.arange(n), false)])
-            is_hit = np.arange(len(image)) < hits.sum()
-            score = np.where(is_hit, random.beta(3, 2, len(image)), random.beta(2, 3, len(image)))
-            order = np.argsort(-score)
-            nothing = np.zeros((1, len(image)), bool)
-            classes.append(MatchedClass(image[order], score[order], is_hit[order][None], nothing, labelled))
-        return classes
-
-    return detection_metric(variant(0.0), variant(effect))
-
-
-def copies(random: Any, n: int, effect: float) -> Metric:
-    """Pairs of copies among other pictures; a larger effect blurs the copies less."""
-    subject = np.repeat(random.normal(size=((n + 1) // 2, 8)), 2, axis=0)[:n]
-    vectors = [subject + random.normal(0, 0.8 - by, (n, 8)) for by in (0.0, effect)]
-    units = [v / np.linalg.norm(v, axis=1, keepdims=True) for v in vectors]
-    return copies_found_at(0.001, units[0] @ units[0].T, units[1] @ units[1].T, np.arange(n) // 2)
-
-
-KINDS = (
-    Kind(name="accuracy", simulate=accuracy, effect=0.08),
-    Kind(name="ranking", simulate=ranking, effect=0.05),
-    Kind(name="accuracy by class", simulate=balanced, effect=0.3),
-    Kind(name="F1", simulate=f1, effect=0.06),
-    Kind(name="calibration error", simulate=calibration, effect=0.08),
-    Kind(name="average precision", simulate=detection, effect=0.06, cost=5),
-    Kind(name="copies found", simulate=copies, effect=0.1, exchangeable=False, n_items=200, cost=5),
-)
-
-
-@cache
-def true_difference(kind: Kind, effect: float) -> float:
-    """Candidate minus baseline in the population."""
-    if effect == 0:
-        return 0.0
-    n = N_POPULATION if kind.exchangeable else 1500
-    differences = []
-    for seed in range(5 if kind.exchangeable else 20):
-        metric = kind.simulate(np.random.default_rng(10_000_000 + seed), n, effect)
-        nothing, everything = np.zeros((1, n)), np.ones((1, n))
-        baseline = metric(np.hstack([everything, nothing]))[0]
-        differences.append(float(metric(np.hstack([nothing, everything]))[0] - baseline))
-    return float(np.mean(differences))
-
-
-def one_run(kind: Kind, effect: float, seed: int) -> tuple[bool, bool]:
-    """Whether the variants were told apart, and whether the interval held the true difference."""
-    metric = kind.simulate(np.random.default_rng(seed), kind.n_items, effect)
-    found = compare(metric, kind.n_items, seed=seed, n_resamples=N_RESAMPLES, exchangeable=kind.exchangeable)
-    low, high = found.interval(CONFIDENCE)
-    return found.p_value < ALPHA, low <= true_difference(kind, effect) <= high
-
-
-def _run(job: tuple[Kind, float, int]) -> tuple[bool, bool]:
+def _one_run(job: tuple[Case, int]) -> Outcome:
     return one_run(*job)
 
 
-def main(arguments: list[str]) -> int:
-    """Print a table of rates."""
-    runs = int(arguments[0]) if arguments else RUNS
-    print(
-        "| metric | runs | A/A told apart | A/A coverage | A/B coverage | A/B told apart |\n"
-        "|---|---:|---:|---:|---:|---:|"
+def outcomes(pool: Executor, case: Case, runs: int) -> Iterator[Outcome]:
+    """Comparisons of seeds 0, 1, ..., which begin at once."""
+    return pool.map(_one_run, [(case, seed) for seed in range(runs)], chunksize=5)
+
+
+# -- simulated ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Begun:
+    """Comparisons of a kind that are on their way."""
+
+    null: Case
+    runs: int
+    equal: Iterator[Outcome]
+    stated: Future[tuple[float, float, float]]
+
+
+def begin(pool: Executor, kind: Kind, scale: Scale) -> Begun:
+    """Start what needs no true difference."""
+    null = simulated_null(kind, kind.n_items, n_resamples=scale.n_resamples)
+    runs = scale.dear_runs if null.is_dear else scale.runs
+    return Begun(
+        null=null, runs=runs, stated=pool.submit(stated, null, scale.n_stated), equal=outcomes(pool, null, runs)
     )
-    with ProcessPoolExecutor(2) as pool:
+
+
+def simulated_kind(pool: Executor, begun: Begun) -> tuple[Found, list[Outcome]]:
+    """A/A, coverage and power of a kind; and the A/A comparisons."""
+    null, kind = begun.null, begun.null.of
+    assert isinstance(kind, Kind)
+    before, after, correlation = begun.stated.result()
+    case = shown(null, before)
+    different = outcomes(pool, case, begun.runs // 2 if null.is_dear else begun.runs)
+    case_after = shown(null, after)
+    different_after = outcomes(pool, case_after, begun.runs // 4) if kind.is_as_varied else iter(())
+    equal, shows = list(begun.equal), list(different)
+    found = Found(
+        name=kind.name,
+        n_items=null.n_items,
+        runs=begun.runs,
+        refused=0.0,
+        told_apart=told_apart(equal),
+        interval=binomial_interval(begun.runs),
+        coverage=coverage(null, equal),
+        coverage_b=coverage(case, shows),
+        correlation=correlation,
+    )
+    if kind.is_as_varied:
+        found = replace(
+            found,
+            detectable=before,
+            power=told_apart(shows, int(np.sign(case.truth))),
+            detectable_after=after,
+            power_after=told_apart(list(different_after), int(np.sign(case_after.truth))),
+        )
+    return found, equal
+
+
+# -- real ---------------------------------------------------------------------------------------------------------
+
+
+def real_metric(pool: Executor, answers: Pool, i: int, scale: Scale) -> tuple[Found, list[Outcome]]:
+    """A/A and coverage of a metric of real answers; and the A/A comparisons."""
+    population = real_answers.populations(answers)[i]
+    n_pool = len(population.differs)
+    one, other = population.metric(np.repeat(np.eye(2), n_pool, axis=1)).tolist()
+    n_items = max(answers.n_items, min_items(answers.metrics[i]))
+    null = Case(
+        name=population.name, of=(answers, i), n_items=n_items, effect=0.0, truth=0.0, n_resamples=scale.n_resamples
+    )
+    runs = scale.dear_runs if null.is_dear else scale.runs
+    actual = replace(null, effect=1.0, truth=other - one)
+    begun = [outcomes(pool, null, runs), outcomes(pool, actual, runs // 2)]
+    equal, different = (list(each) for each in begun)
+    judged = sum(found.p_value is not None for found in equal)
+    return Found(
+        name=f"{population.name} ({n_pool})",
+        n_items=n_items,
+        runs=runs,
+        refused=1 - judged / runs,
+        told_apart=told_apart(equal) if judged else float("nan"),
+        interval=binomial_interval(max(judged, 1)),
+        coverage=coverage(null, equal),
+        coverage_b=coverage(actual, different),
+    ), equal
+
+
+# -- the whole ----------------------------------------------------------------------------------------------------
+
+
+HEADINGS = (
+    "| metric | items | runs | refused | A/A told apart | allowed | A/A coverage | A/B coverage | correlation "
+    "| detectable | power | detectable, measured | power |\n|---|" + "---:|" * 12
+)
+
+
+def line(found: Found) -> str:
+    """A line of the table."""
+
+    def figure(value: float | None, digits: int = 3) -> str:
+        return "" if value is None else f"{value:.{digits}f}"
+
+    low, high = found.interval
+    cells = [
+        found.name, str(found.n_items), str(found.runs), figure(found.refused, 2), figure(found.told_apart),
+        f"{low:.3f} to {high:.3f}", figure(found.coverage), figure(found.coverage_b), figure(found.correlation, 2),
+        figure(found.detectable), figure(found.power), figure(found.detectable_after), figure(found.power_after),
+    ]  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+def processes() -> ProcessPoolExecutor:
+    """Two, which start with all that has been computed here."""
+    return ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("fork"))
+
+
+def measured(scale: Scale) -> Iterator[tuple[Found, list[Outcome]] | str]:
+    """Each kind of metric, simulated and real, as it is done; a sentence for what cannot be measured here."""
+    reasons = {answers: real_answers.missing(answers) for answers in real_answers.POOLS if scale.real}
+    with processes() as pool:
+        begun = [begin(pool, kind, scale) for kind in KINDS]
+        for answers, reason in reasons.items():
+            if reason is None:
+                real_answers.populations(answers)
+        for each in begun:
+            yield simulated_kind(pool, each)
+    with processes() as pool:
+        for answers, reason in reasons.items():
+            if reason is not None:
+                yield f"{answers.name}: {reason}"
+                continue
+            for i, population in enumerate(real_answers.populations(answers)):
+                if not population.differs.any():
+                    yield f"{population.name}: not measured, the two variants answer all items alike"
+                else:
+                    yield real_metric(pool, answers, i, scale)
+
+
+def rows(scale: Scale = FULL) -> list[Row]:
+    """S1 and S2; prints the table as it goes."""
+    print(HEADINGS, flush=True)
+    found: list[Found] = []
+    equal: dict[str, list[list[Outcome]]] = {}
+    notes: list[str] = []
+    for each in measured(scale):
+        if isinstance(each, str):
+            notes.append(each)
+            continue
+        print(line(each[0]), flush=True)
+        found.append(each[0])
+        source = each[0].name.rpartition(" of ")[2] if each[0].correlation is None else "simulated kinds"
+        equal.setdefault(source, []).append(each[1])
+    together = {source: family_wise(each) for source, each in equal.items()}
+    for source, share in together.items():
+        print(f"any of {len(equal[source])} metrics of {source} told apart after Holm: {share:.3f}")
+    print("\n".join(notes))
+    return _rows(found, together, notes)
+
+
+def _rows(found: Sequence[Found], together: dict[str, float], notes: Sequence[str]) -> list[Row]:
+    judged = [one for one in found if not np.isnan(one.told_apart)]
+    worst = max(judged, key=lambda one: one.told_apart)
+    rate = max(worst.told_apart, 1 / worst.runs)
+    covered = [(share, one) for one in judged for share in (one.coverage, one.coverage_b) if share]
+    least, most = min(covered, key=lambda pair: pair[0]), max(covered, key=lambda pair: pair[0])
+    kinds = [{key: _rounded(value) for key, value in asdict(one).items()} for one in found]
+    power = [abs(each - POWER) for one in found for each in (one.power, one.power_after) if each is not None]
+    return [
+        Row(
+            id="S1", what="equal variants told apart, of the metric where it is most often",
+            unit="share of comparisons",
+            ours=round(rate, 4), peer=ALPHA, ratio=round(ALPHA / rate, 3), reach=0.78,
+            settings={
+                "worst": worst.name, "after_holm": {k: _rounded(v) for k, v in together.items()},
+                "metrics": kinds, "notes": list(notes), **machine(),
+            },
+        ),
+        Row(
+            id="S2", what="95 % intervals that hold the true difference, of the metric where fewest do",
+            unit="share of comparisons", ours=round(least[0], 4), peer=LEAST_COVERAGE,
+            ratio=round(least[0] / LEAST_COVERAGE, 3), reach=1.0,
+            settings={
+                "worst": least[1].name, "highest": [most[1].name, round(most[0], 4)], "highest_allowed": MOST_COVERAGE,
+                "power_off_by_at_most": _rounded(max(power)), **machine(),
+            },
+        ),
+    ]  # fmt: skip
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_rounded(one) for one in value]
+    if isinstance(value, float):
+        return None if np.isnan(value) else round(value, 4)
+    return value
+
+
+def limits(scale: Scale) -> None:
+    """Print the coverage of each kind at each size; A/B at what is detectable there, or as much as can be shown."""
+    print(
+        "| metric | items | runs | A/A told apart | A/A coverage | A/B coverage | true difference |\n|---|"
+        + "---:|" * 6
+    )
+    with processes() as pool:
         for kind in KINDS:
-            n_runs = max(1, runs // kind.cost)
-            rates = []
-            for effect in (0.0, kind.effect):
-                done = list(pool.map(_run, [(kind, effect, seed) for seed in range(n_runs)], chunksize=5))
-                rates.append(np.mean(done, axis=0))
-            print(
-                f"| {kind.name} | {n_runs} | {rates[0][0]:.3f} | {rates[0][1]:.3f} | {rates[1][1]:.3f} "
-                f"| {rates[1][0]:.3f} |",
-                flush=True,
-            )
+            largest = abs(simulated.true_difference(kind, kind.largest_effect))
+            for n_items in SIZES:
+                null = simulated_null(kind, n_items, n_resamples=scale.n_resamples)
+                runs = scale.dear_runs if null.is_dear else scale.runs
+                equal = outcomes(pool, null, runs)
+                case = shown(null, min(stated(null, scale.n_stated)[0], 0.7 * largest))
+                different = outcomes(pool, case, runs)
+                both = [list(each) for each in (equal, different)]
+                print(
+                    f"| {kind.name} | {n_items} | {runs} | {told_apart(both[0]):.3f} | {coverage(null, both[0]):.3f} "
+                    f"| {coverage(case, both[1]):.3f} | {case.truth:+.3f} |",
+                    flush=True,
+                )
+
+
+def main(arguments: list[str]) -> int:
+    """Print the tables; 2 for an unknown argument."""
+    import threadpoolctl
+
+    if unknown := [one for one in arguments if one not in ("--quick", "--limits")]:
+        print(f"unknown: {', '.join(unknown)}; allowed: --quick, --limits", file=sys.stderr)
+        return 2
+    scale = QUICK if "--quick" in arguments else FULL
+    with threadpoolctl.threadpool_limits(1):  # two processes share the cores
+        if "--limits" in arguments:
+            limits(replace(scale, runs=scale.runs // 4, dear_runs=scale.dear_runs // 3, n_stated=8))
+            return 0
+        found = rows(scale)
+    if scale is FULL:
+        write(found)
+        print(f"written to {LATEST}")
+    print(table(found))
     return 0
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+BLOCK_CELLS = 100_000  # weights of detections at once: what stays in a core's cache
 RECALLS = np.linspace(0, 1, 101)  # where precision is read off, as COCO does
 
 
@@ -75,31 +76,61 @@ def _matched(
     return MatchedClass(image.astype(np.int64), scores[order], hit & ~ignored, ignored, n_labelled)
 
 
-def average_precision(matched: MatchedClass, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+def average_precision(
+    matched: MatchedClass, weights: NDArray[np.float64], thresholds: slice = slice(None)
+) -> NDArray[np.float64]:
     """(R, T): the average precision of a class for each of R weightings, (R, n), and threshold; NaN without a label.
 
     Precision is made non-increasing and read at 101 recalls. Recall rises at hits only and precision is highest there,
-    so that only hits are looked at.
+    so that only hits are looked at, and no detection after the last of them.
     """
+    hit, ignored = matched.is_hit[thresholds], matched.is_ignored[thresholds]
+    result = np.zeros((len(weights), len(hit)))
     n_labelled = weights @ matched.n_labelled
-    result = np.zeros((len(weights), len(matched.is_hit)))
     result[n_labelled == 0] = np.nan
-    counted = weights[:, matched.image]
-    for t, (hit, ignored) in enumerate(zip(matched.is_hit, matched.is_ignored, strict=True)):
-        at = np.flatnonzero(hit)
-        if not len(at):
-            continue
-        hits = np.cumsum(counted[:, at], axis=1)
-        tried = np.cumsum(np.where(ignored, 0.0, counted), axis=1)[:, at]
-        with np.errstate(invalid="ignore", divide="ignore"):
-            recall = hits / n_labelled[:, None]
-        precision = hits / (tried + np.spacing(1))
-        best_from_here = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-        n_reached = np.searchsorted(RECALLS, recall, side="right")
-        n_new = np.diff(n_reached, axis=1, prepend=0)
-        found = (best_from_here * n_new).sum(axis=1) / len(RECALLS)
-        result[:, t] = np.where(n_labelled == 0, np.nan, found)
+    counts = np.any(weights > 0, axis=0)[matched.image]
+    at_hits = np.flatnonzero(hit.any(axis=0) & counts)
+    if not len(at_hits):
+        return result
+    kept = np.flatnonzero(counts[: at_hits[-1] + 1])
+    n_rows = max(1, BLOCK_CELLS // len(kept))
+    for first in range(0, len(weights), n_rows):
+        rows = slice(first, first + n_rows)
+        counted = weights[rows][:, matched.image[kept]]
+        tried = np.cumsum(counted, axis=1)
+        for t in range(len(hit)):
+            at = np.flatnonzero(hit[t, kept])
+            if not len(at):
+                continue
+            not_tried = np.flatnonzero(ignored[t, kept])
+            before = np.searchsorted(not_tried, at)  # how many ignored ones come before each hit
+            left_out = np.cumsum(counted[:, not_tried], axis=1)
+            left_out = np.hstack([np.zeros((len(counted), 1)), left_out])[:, before]
+            found = _interpolated(counted[:, at], tried[:, at] - left_out, n_labelled[rows])
+            result[rows, t] = np.where(n_labelled[rows] == 0, np.nan, found)
     return result
+
+
+def _interpolated(
+    weight: NDArray[np.float64], tried: NDArray[np.float64], n_labelled: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """(R,): from the weights (R, H) of H hits, and of all that was tried down to each."""
+    hits = np.cumsum(weight, axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        recall = np.nan_to_num(hits / n_labelled[:, None])
+    precision = hits / (tried + np.spacing(1))
+    best_from_here = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    n_reached = _n_reached(recall)
+    n_new = np.diff(n_reached, axis=1, prepend=0)
+    mean: NDArray[np.float64] = np.einsum("rh,rh->r", best_from_here, n_new) / len(RECALLS)
+    return mean
+
+
+def _n_reached(recall: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How many of RECALLS are at most `recall`: np.searchsorted(RECALLS, recall, side="right"), 4 times as fast."""
+    near = np.minimum(recall * (len(RECALLS) - 1), len(RECALLS) - 1).astype(np.int64)
+    is_below, is_above = RECALLS[near] > recall, np.append(RECALLS, np.inf)[near + 1] <= recall
+    return (near + 1 - is_below + is_above).astype(np.float64)
 
 
 def mean_average_precision(
@@ -109,7 +140,7 @@ def mean_average_precision(
     total = np.zeros(len(weights))
     n_classes = np.zeros(len(weights))
     for matched in classes:
-        value = average_precision(matched, weights)[:, thresholds].mean(axis=1)
+        value = average_precision(matched, weights, thresholds).mean(axis=1)
         total += np.where(np.isnan(value), 0, value)
         n_classes += ~np.isnan(value)
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.corpus_metrics import Classes
 from jobs.experiment_report import Guardrail, Line
 from jobs.paired import Difference, holm, judge, too_few
 from jobs.quality import Measurement, compare_measurements
@@ -86,10 +87,12 @@ def lines(
 
 def _difference(question: _Question, seed: int) -> Difference | str:
     n_different = int(question.baseline.differs(question.candidate).sum())
-    if reason := too_few(len(question.baseline.items), n_different):
+    one = question.baseline
+    classes = one.data.columns[1] if isinstance(one.data, Classes) else None
+    if reason := too_few(one.metric, len(one.items), n_different, groups=one.groups, classes=classes):
         return reason
     try:
-        return compare_measurements(question.baseline, question.candidate, seed=seed)
+        return compare_measurements(one, question.candidate, seed=seed)
     except ValueError as e:
         return str(e)
 

@@ -7,7 +7,7 @@ of the answers can be restricted to some items, so that a metric can be taken of
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -19,6 +19,8 @@ from jobs.paired import Metric, Weights
 
 N_CALIBRATION_BINS = 15  # Guo et al. 2017, On Calibration of Modern Neural Networks
 SIDE_PX = 1000  # of every picture to pycocotools, which counts in pixels; overlaps are the same at any size
+LEAST_WEIGHT = 1e-300  # keeps 0 / 0 away
+ROUNDING = 1e-12  # of sums of weights
 SAME = 1e-6  # what two answers may be apart and count as one
 Values = NDArray[np.float64]  # (n,)
 Found = tuple[str, float, Sequence[float]]  # class, score, and x0, y0, x1, y1 as fractions of the picture
@@ -39,19 +41,24 @@ class Data(Protocol):
 
 @dataclass(frozen=True)
 class TwoColumns:
-    """Two numbers of each item: numerator and denominator, value and class, or confidence and being right."""
+    """Two numbers of each item: numerator and denominator, or confidence and being right."""
 
     columns: tuple[Values, Values]
 
-    def only(self, keep: Sequence[int]) -> TwoColumns:
+    def only(self, keep: Sequence[int]) -> Self:
         """The same of the items at the places `keep`."""
         first, second = self.columns
-        return TwoColumns((first[list(keep)], second[list(keep)]))
+        return replace(self, columns=(first[list(keep)], second[list(keep)]))
 
     def differs(self, other: TwoColumns) -> NDArray[np.bool_]:
         """(n,): items of which a column is another."""
         mine, theirs = np.array(self.columns), np.array(other.columns)
         return ~np.asarray(np.isclose(mine, theirs, rtol=0, atol=SAME, equal_nan=True).all(axis=0))
+
+
+@dataclass(frozen=True)
+class Classes(TwoColumns):
+    """Value and class of each item, for a mean over classes."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +175,14 @@ def mean_over_classes(baseline: Values, candidate: Values, classes: NDArray[np.i
     """The mean over classes (0..C-1, one an item) of the means of their items; a class without weight is left out."""
     values = np.concatenate([baseline, candidate])
     member = np.eye(int(classes.max()) + 1)[np.concatenate([classes, classes])]
-    return lambda weights: np.nanmean(_quotient((weights * values) @ member, weights @ member), axis=1)
+    valued = values[:, None] * member
+
+    def mean(weights: Weights) -> NDArray[np.float64]:
+        n_in_class = weights @ member
+        means = np.where(n_in_class > 0, weights @ valued / np.maximum(n_in_class, LEAST_WEIGHT), 0.0)
+        return _quotient(means.sum(axis=1), (n_in_class > 0).sum(axis=1))
+
+    return mean
 
 
 def calibration_error(
@@ -244,15 +258,25 @@ def _pooled(a: MatchedClass, b: MatchedClass) -> MatchedClass:
 
 
 def copies_found_at(
-    false_positive_rate: float, baseline: NDArray[np.float64], candidate: NDArray[np.float64], groups: NDArray[np.int64]
+    false_positive_rate: float,
+    baseline: NDArray[np.float64],
+    candidate: NDArray[np.float64],
+    groups: NDArray[np.int64],
+    *,
+    spread: float | None = None,
 ) -> Metric:
     """The share of the pairs of copies that are more similar than all but `false_positive_rate` of the other pairs.
 
-    baseline, candidate: (n, n) similarities; groups: (n,), equal for copies. A pair weighs as its two items together,
-    so that items are resampled, not pairs. Answers are not exchangeable item by item.
+    baseline, candidate: (n, n) similarities; groups: (n,), equal for copies. Items are weighed, not pairs: two items of
+    different groups weigh as their product, and two copies as their geometric mean, for a group that is drawn twice
+    stands for two groups, and its copies for twice as many pairs. Answers are not exchangeable item by item.
+
+    spread: in a product a weight w counts as 1 + spread (w - 1); None: see `spread_of_others`.
     """
     n = len(groups)
-    one = [_copies_found(false_positive_rate, similarity, groups) for similarity in (baseline, candidate)]
+    if spread is None:
+        spread = spread_of_others(false_positive_rate, baseline, candidate, groups)
+    one = [_copies_found(false_positive_rate, similarity, groups, spread) for similarity in (baseline, candidate)]
 
     def found(weights: Weights) -> NDArray[np.float64]:
         is_candidate = weights[:, n:].any(axis=1)
@@ -265,24 +289,65 @@ def copies_found_at(
     return found
 
 
-def _copies_found(rate: float, similarity: NDArray[np.float64], groups: NDArray[np.int64]) -> OneVariant:
+def spread_of_others(
+    rate: float, baseline: NDArray[np.float64], candidate: NDArray[np.float64], groups: NDArray[np.int64]
+) -> float:
+    """How far weights of resampled items are to go from 1 in other pairs, in 0..1.
+
+    The number of other pairs above a threshold varies from set to set by a part I that comes with the groups and a part
+    P that each pair adds alone. Weights of variance a make that a I + (2 a + a^2) P, so that plain resampling (a = 1)
+    counts P three times (Arcones and Giné 1992, On the bootstrap of U and V statistics, have the limit where there is
+    nothing but P). a is chosen to make it I + P, of the pairs that one variant has above its threshold and the other
+    has not (of one variant alone: of those above); P is their number, I + 2 P what their numbers in each group vary by
+    (Efron and Stein 1981, The jackknife estimate of variance).
+    """
+    first, second = np.triu_indices(len(groups), 1)
+    is_other = groups[first] != groups[second]
+    first, second = first[is_other], second[is_other]
+    n_above = int(rate * len(first))
+    above = np.zeros((2, len(first)))
+    for variant, similarity in enumerate((baseline, candidate)):
+        above[variant, np.argsort(-similarity[first, second], kind="stable")[:n_above]] = 1
+    sign = above[1] - above[0] if (above[0] != above[1]).any() else above[0] - n_above / max(len(first), 1)
+    n_groups = int(groups.max()) + 1 if len(groups) else 0
+    of_group = sum(np.bincount(groups[side], sign, minlength=n_groups) for side in (first, second))
+    alone = float(np.sum(sign**2))
+    if alone == 0:
+        return 1.0
+    shared = max(0.0, float(np.sum(of_group**2)) - 2 * alone)
+    both = shared + 2 * alone
+    return float(np.sqrt((np.sqrt(both**2 + 4 * alone * (shared + alone)) - both) / (2 * alone)))
+
+
+def _copies_found(rate: float, similarity: NDArray[np.float64], groups: NDArray[np.int64], spread: float) -> OneVariant:
     first, second = np.triu_indices(len(groups), 1)
     is_copy = groups[first] == groups[second]
+    copies = (first[is_copy], second[is_copy])
     # of equal similarities those of other pairs come first: they earn nothing
     order = np.lexsort((is_copy, -similarity[first, second]))
     first, second, is_copy = first[order], second[order], is_copy[order]
+    members = np.eye(int(groups.max()) + 1)[groups] if len(groups) else np.zeros((0, 0))
+    n_first = 4 * int(np.ceil(rate * len(order))) + len(copies[0])  # pairs that decide nearly always
 
     def found(weights: Weights) -> NDArray[np.float64]:
-        result = np.empty(len(weights))
-        for i, row in enumerate(weights):
-            pair = row[first] * row[second]
-            others = np.cumsum(np.where(is_copy, 0.0, pair))
-            copies = np.cumsum(np.where(is_copy, pair, 0.0))
-            if not len(pair) or copies[-1] == 0 or others[-1] == 0:
-                result[i] = np.nan
-                continue
-            within = np.searchsorted(others, rate * others[-1], side="right")
-            result[i] = (copies[within - 1] if within else 0.0) / copies[-1]
-        return result
+        of_copies = np.sqrt(weights[:, copies[0]] * weights[:, copies[1]])
+        of_others = 1 + spread * (weights - 1)
+        n_others = (of_others.sum(axis=1) ** 2 - ((of_others @ members) ** 2).sum(axis=1)) / 2
+        hits, allowed = np.zeros(len(weights)), rate * n_others * (1 + ROUNDING)
+        rows, upto = np.arange(len(weights)), n_first
+        while len(rows):
+            upto = min(upto, len(order))
+            one, two, is_one = first[:upto], second[:upto], is_copy[:upto]
+            others = np.where(
+                is_one, 0.0, of_others[rows].take(one, axis=1) * of_others[rows].take(two, axis=1)
+            ).cumsum(axis=1)
+            within = others <= allowed[rows, None]
+            hits[rows] = (
+                np.sqrt(weights[rows].take(one, axis=1) * weights[rows].take(two, axis=1)) * (is_one & within)
+            ).sum(axis=1)
+            rows, upto = rows[within[:, -1:].any(axis=1) & (upto < len(order))], 4 * upto
+        n_copies = of_copies.sum(axis=1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.where((n_copies == 0) | (n_others <= 0), np.nan, hits / n_copies)
 
     return found

@@ -47,7 +47,8 @@ def run_arms(
 def foreseen(experiment: Experiment, first: Measurement) -> tuple[float, str]:
     """The smallest difference that the items are likely to show, known from the baseline alone, and that in words."""
     n, margin = len(first.items), experiment.metrics[first.metric].margin
-    least = detectable(first.pair(first.data, first.data), n, seed=experiment.seed, alpha=experiment.alpha)
+    metric = first.pair(first.data, first.data)
+    least = detectable(metric, n, seed=experiment.seed, groups=first.groups, alpha=experiment.alpha)
     said = f"{n} items are likely to show a difference of {least:.2g} in {first.metric} (baseline {first.value:.3f})"
     if least > margin:
         said += f"; to show the margin, {margin:g}, takes about {n * (least / margin) ** 2:,.0f}"

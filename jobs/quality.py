@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs import corpus_metrics, item_metrics
-from jobs.corpus_metrics import Copies, Data, Detections, Found, TwoColumns, Values, match_boxes
+from jobs.corpus_metrics import Classes, Copies, Data, Detections, Found, TwoColumns, Values, match_boxes
 from jobs.golden_labels import LabelledBox
 from jobs.paired import Difference, Metric, compare
 
@@ -70,7 +70,11 @@ class Measurement:
     values: NDArray[np.float64]  # (n,) each item's own value, NaN where it has none
     data: Any  # a Data
     pair: Pair
-    exchangeable: bool = True  # False: answers to different items belong together, see jobs.paired.compare
+
+    @property
+    def groups(self) -> NDArray[np.int64] | None:
+        """(n,): of items whose answers belong together, see jobs.paired.compare; None where each stands alone."""
+        return self.data.groups if isinstance(self.data, Copies) else None
 
     @property
     def value(self) -> float:
@@ -105,8 +109,7 @@ def compare_measurements(baseline: Measurement, candidate: Measurement, *, seed:
     for name, value in (("baseline", baseline.value), ("candidate", candidate.value)):
         if np.isnan(value):
             raise ValueError(f"{baseline.metric} is not defined for the {name} on these {len(baseline.items)} items")
-    metric = baseline.pair(baseline.data, candidate.data)
-    return compare(metric, len(baseline.items), seed=seed, exchangeable=baseline.exchangeable)
+    return compare(baseline.pair(baseline.data, candidate.data), len(baseline.items), seed=seed, groups=baseline.groups)
 
 
 def _ratio(
@@ -276,7 +279,7 @@ def zero_shot(
     by_class = replace(
         top_1,
         metric="mean_per_class_accuracy",
-        data=TwoColumns((top_1.values, of_class.astype(np.float64))),
+        data=Classes((top_1.values, of_class.astype(np.float64))),
         pair=lambda a, b: corpus_metrics.mean_over_classes(a.columns[0], b.columns[0], a.columns[1].astype(np.int64)),
     )
     found.append(by_class)
@@ -312,10 +315,7 @@ def copy_detection(items: Sequence[GoldenItem], vectors: NDArray[np.float32]) ->
     def at(rate: str) -> Pair:
         return lambda a, b: corpus_metrics.copies_found_at(float(rate), a.similarity, b.similarity, a.groups)
 
-    return [
-        _of_the_set(f"copies_found_at_{rate}", _ids(items), data, at(rate), exchangeable=False)
-        for rate in COPY_FALSE_POSITIVE_RATES
-    ]
+    return [_of_the_set(f"copies_found_at_{rate}", _ids(items), data, at(rate)) for rate in COPY_FALSE_POSITIVE_RATES]
 
 
 # -- text and entities --------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jobs.compare import Asked, errors_kept, level, limit_kept, lines, overall, slices_kept
-from jobs.quality import GoldenItem, Measurement, zero_shot
+from jobs.quality import GoldenItem, Measurement, copy_detection, zero_shot
 
 N = 240
 
@@ -54,7 +54,7 @@ def test_each_value_of_a_slice_is_judged_apart_and_corrected_together() -> None:
 def test_p_values_are_corrected_for_all_candidates_together() -> None:
     slightly = BASELINE.copy()
     slightly[np.flatnonzero(~BASELINE)[:14]] = True
-    slightly[np.flatnonzero(BASELINE)[:3]] = False
+    slightly[np.flatnonzero(BASELINE)[:4]] = False
     asked = Asked(margins={"top_1": 0.05})
     [[alone]] = lines(measured(BASELINE), [measured(slightly)], {}, asked)
     many = lines(measured(BASELINE), [measured(slightly)] * 5, {}, asked)
@@ -73,6 +73,20 @@ def test_few_items_or_few_different_ones_are_not_judged_and_say_why() -> None:
     one_more[np.flatnonzero(~BASELINE)[0]] = True
     [[line]] = lines(measured(BASELINE), [measured(one_more)], {}, Asked(margins={"top_1": 0.05}))
     assert line.verdict == "not judged" and "only 1 items are answered differently" in line.reason
+
+
+def test_copies_of_few_pictures_and_classes_of_few_items_are_not_judged() -> None:
+    forms = [
+        GoldenItem(item_id=f"{i:03d}", kind="copies", media_id=f"{i:03d}", copy_group=str(i % 20)) for i in range(N)
+    ]
+    baseline, candidate = (copy_detection(forms, np.float32(RANDOM.normal(size=(N, 8)))) for _ in range(2))
+    [[line]] = lines(baseline, [candidate], {}, Asked(margins={"copies_found_at_1e-3": 0.05}))
+    assert line.reason == "20 groups of copies, at least 100 are needed for an interval"
+    mostly_cats = {item: {"form": "cut"} for i, item in enumerate(SLICES) if i % 2 or i < 18}
+    asked = Asked(margins={"mean_per_class_accuracy": 0.05, "top_1": 0.05}, slices=["form"])
+    [found] = lines(measured(BASELINE), [measured(BETTER)], mostly_cats, asked)
+    assert [line.verdict for line in found] == ["better", "not judged", "better", "better"]
+    assert found[1].reason == "a class has 9 items, at least 10 of each are needed for an interval"
 
 
 def test_a_metric_that_was_not_measured_is_refused_with_those_that_were() -> None:

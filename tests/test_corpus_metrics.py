@@ -20,6 +20,7 @@ from jobs.corpus_metrics import (
     detection_metric,
     mean_over_classes,
     ratio_metric,
+    spread_of_others,
 )
 from jobs.paired import Metric
 from tests.test_average_precision import N_IMAGES, generated
@@ -97,19 +98,44 @@ def test_detections_of_a_class_are_calibrated_where_it_is_labelled() -> None:
     assert np.isnan(error(counts[:, ::-1])[0])  # the baseline found nothing
 
 
-def test_copies_found_are_those_of_the_roc_curve(drawn: tuple[Any, NDArray[np.int64]]) -> None:
+def test_copies_found_are_those_of_the_roc_curve_of_groups_that_occur_as_often_as_they_weigh(
+    drawn: tuple[Any, NDArray[np.int64]],
+) -> None:
     random, counts = drawn
     groups = np.arange(N) // 2
+    counts = counts[groups]
     vectors = [np.repeat(random.normal(size=(N // 2, 8)), 2, axis=0) + random.normal(size=(N, 8)) for _ in range(2)]
-    similarity = [v @ v.T for v in vectors]
-    metric = copies_found_at(0.05, similarity[0], similarity[1], groups)
-    first, second = np.triu_indices(N, 1)
-    weight = counts[first] * counts[second]
-    for i in range(2):
-        fpr, tpr, _ = roc_curve(
-            groups[first] == groups[second], similarity[i][first, second], sample_weight=weight, drop_intermediate=False
-        )
-        assert of(metric, counts)[i] == pytest.approx(tpr[fpr <= 0.05].max(), abs=1e-6)
+    similarity = [(v @ v.T).round(1) for v in vectors]  # some are equal
+    again = np.repeat(np.arange(N), counts)
+    # two occurrences of a group are two groups, and their pairs are neither copies nor others
+    occurrence = np.concatenate([np.arange(count) for count in counts]) if counts.any() else np.zeros(0, np.int64)
+    first, second = np.triu_indices(len(again), 1)
+    is_copy = (groups[again[first]] == groups[again[second]]) & (occurrence[first] == occurrence[second])
+    is_other = groups[again[first]] != groups[again[second]]
+    kept = is_copy | is_other
+    for rate in (0.05, 0.3):
+        metric = copies_found_at(rate, similarity[0], similarity[1], groups, spread=1.0)
+        for i in range(2):
+            fpr, tpr, _ = roc_curve(
+                is_copy[kept], similarity[i][again[first], again[second]][kept], drop_intermediate=False
+            )
+            assert of(metric, counts)[i] == pytest.approx(tpr[fpr <= rate].max(), abs=1e-6)
+
+
+def test_pairs_are_resampled_less_the_more_of_their_number_each_pair_adds_alone() -> None:
+    random, groups = np.random.default_rng(3), np.arange(300)
+    alone = [np.triu(random.random((300, 300)), 1) for _ in range(2)]
+    alone = [one + one.T for one in alone]
+    assert spread_of_others(0.01, alone[0], alone[1], groups) == pytest.approx(np.sqrt(np.sqrt(2) - 1), abs=0.03)
+    popular = [np.add.outer(one, one) for one in random.normal(size=(2, 300))]  # a few pictures are like all others
+    assert spread_of_others(0.01, popular[0], popular[1], groups) > 0.95
+    assert spread_of_others(0.01, alone[0], alone[0], groups) < 0.7 and spread_of_others(0, *alone, groups) == 1
+
+
+def test_copies_among_nothing_else_and_nothing_without_copies_are_no_number() -> None:
+    alike = np.ones((2, 2))
+    for groups in ([0, 0], [0, 1]):
+        assert np.isnan(of(copies_found_at(0.1, alike, alike, np.array(groups)), np.ones(2, np.int64))).all()
 
 
 def test_each_variants_average_precision_is_its_own() -> None:

@@ -7,7 +7,16 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from jobs.paired import compare, holm, items_needed, judge, mean_metric, minimum_detectable_effect, too_few
+from jobs.paired import (
+    compare,
+    detectable,
+    holm,
+    items_needed,
+    judge,
+    mean_metric,
+    minimum_detectable_effect,
+    too_few,
+)
 
 Answers = tuple[NDArray[np.float64], NDArray[np.float64]]
 
@@ -22,17 +31,38 @@ def answers(seed: int, n: int = 200, effect: float = 0.0) -> Answers:
     )
 
 
-def test_the_interval_is_scipys_but_for_the_widening() -> None:
+def test_the_interval_of_a_mean_is_students_of_the_differences() -> None:
     baseline, candidate = answers(1)
     found = compare(mean_metric(baseline, candidate), 200, seed=0, n_resamples=20_000)
-    theirs = stats.bootstrap((candidate - baseline,), np.mean, method="BCa", n_resamples=20_000, rng=0)
-    widening = np.sqrt(200 / 199) * stats.t.ppf(0.975, 199) / stats.norm.ppf(0.975)
-    low, high = found.interval(0.95)
+    theirs = stats.ttest_rel(candidate, baseline).confidence_interval(0.95)
     assert found.difference == pytest.approx(np.mean(candidate - baseline))
-    assert found.standard_error == pytest.approx(theirs.standard_error, rel=0.03)
-    assert (high - low) == pytest.approx(
-        (theirs.confidence_interval.high - theirs.confidence_interval.low) * widening, rel=0.04
-    )
+    assert found.interval(0.95) == pytest.approx((theirs.low, theirs.high), abs=0.02 * (theirs.high - theirs.low))
+    bootstrap = stats.bootstrap((candidate - baseline,), np.mean, n_resamples=20_000, rng=0)
+    assert found.standard_error == pytest.approx(bootstrap.standard_error, rel=0.03)
+
+
+def test_the_p_value_of_right_and_wrong_answers_is_mcnemars_mid_p() -> None:
+    only_baseline, only_candidate, n = 4, 13, 80
+    baseline, candidate = np.zeros(n), np.zeros(n)
+    baseline[:only_baseline] = 1
+    candidate[only_baseline : only_baseline + only_candidate] = 1
+    found = compare(mean_metric(baseline, candidate), n, seed=0, n_resamples=50_000)
+    n_different = only_baseline + only_candidate
+    exact = stats.binomtest(only_baseline, n_different).pvalue
+    mid_p = exact - stats.binom.pmf(only_baseline, n_different, 0.5)
+    assert found.p_value == pytest.approx(mid_p, abs=0.002) and exact > mid_p + 0.01
+
+
+def test_items_of_a_group_are_drawn_together_and_not_exchanged() -> None:
+    baseline, candidate = answers(6, n=60)
+    twice = mean_metric(np.repeat(baseline, 2), np.repeat(candidate, 2))
+    found = compare(twice, 120, seed=0, groups=np.repeat(np.arange(60), 2) + 7)
+    once = compare(mean_metric(baseline, candidate), 60, seed=0)
+    assert (found.n_items, found.n_units) == (120, 60)
+    assert found.interval(0.9) == pytest.approx(once.interval(0.9))
+    assert found.interval(1 - found.p_value - 1e-6)[0] < 0 < found.interval(1 - found.p_value + 1e-6)[1]
+    low, high = found.interval(1 - found.p_value)
+    assert min(abs(low), abs(high)) == pytest.approx(0, abs=1e-9)
 
 
 def test_the_p_value_is_scipys_permutation_test_of_pairs() -> None:
@@ -72,6 +102,17 @@ def test_what_can_be_detected_and_what_is_needed_are_each_others_inverse() -> No
     assert items_needed(0.3, effect) in (400, 401)
 
 
+def test_what_can_be_detected_after_a_run_follows_from_how_the_variants_were_paired() -> None:
+    baseline, candidate = answers(8)
+    metric = mean_metric(baseline, candidate)
+    found = compare(metric, 200, seed=0)
+    deviation = float(np.std(candidate - baseline))
+    assert found.detectable(200) == pytest.approx(minimum_detectable_effect(deviation, 200), rel=0.05)
+    assert found.detectable(800) == pytest.approx(found.detectable(200) / 2)
+    correlation = float(np.corrcoef(baseline, candidate)[0, 1])
+    assert detectable(metric, 200, seed=0, correlation=correlation) == pytest.approx(found.detectable(200), rel=0.1)
+
+
 @pytest.mark.parametrize(
     ("effect", "margin", "higher_is_better", "verdict"),
     [
@@ -92,6 +133,15 @@ def test_the_verdict_follows_from_the_interval_and_the_direction(
 
 
 def test_too_few_items_or_too_few_that_differ_get_no_interval() -> None:
-    assert too_few(50, 10) is None and too_few(500, 0) is None
-    assert "49 items, at least 50" in str(too_few(49, 49))
-    assert "only 9 items are answered differently" in str(too_few(500, 9))
+    assert too_few("top_1", 50, 10) is None and too_few("top_1", 500, 0) is None
+    assert "49 items, at least 50" in str(too_few("top_1", 49, 49))
+    assert "only 9 items are answered differently" in str(too_few("top_1", 500, 9))
+    assert "99 items, at least 100" in str(too_few("average_precision_50/dog", 99, 99))
+
+
+def test_groups_of_copies_count_instead_of_items_and_each_class_of_a_mean_needs_some() -> None:
+    groups = np.concatenate([np.repeat(np.arange(20), 10), 20 + np.arange(300)])  # twenty pictures in ten forms, others
+    assert "20 groups of copies, at least 100" in str(too_few("copies_found_at_1e-3", 500, 500, groups=groups))
+    assert too_few("copies_found_at_1e-3", 200, 200, groups=np.arange(200) // 2) is None
+    classes = np.repeat([0.0, 1.0], [191, 9])
+    assert "a class has 9 items, at least 10" in str(too_few("mean_per_class_accuracy", 200, 200, classes=classes))

@@ -304,7 +304,7 @@ def test_an_item_of_weight_two_is_an_item_twice_in_both_variants(golden_set: Gol
     weights, nothing = counts.astype(float), np.zeros(n)
     again = by_name(golden_set.measure(np.repeat(np.arange(n), counts).tolist(), False))
     for name, one in by_name(golden_set.measure(range(n), False)).items():
-        if one.exchangeable:  # copies of an item are copies
+        if one.groups is None:  # copies of an item are copies
             pair = one.pair(one.data, one.data)
             found = pair(np.array([[*weights, *nothing], [*nothing, *weights]])).tolist()
             expected = again[name].value if name in again else math.nan
@@ -586,7 +586,7 @@ def test_copies_found_are_those_of_the_roc_curve(seed: int) -> None:
     assert [one.metric for one in found] == ["copies_found_at_1e-3", "copies_found_at_1e-4"]
     for one, rate in zip(found, (1e-3, 1e-4), strict=True):
         assert one.value == pytest.approx(tpr[fpr <= rate].max(), abs=1e-6)
-        assert not one.exchangeable and np.isnan(one.values).all()
+        assert one.groups is not None and np.isnan(one.values).all()
 
 
 def test_copies_that_failed_are_not_found_and_equal_similarities_earn_nothing() -> None:
@@ -735,7 +735,7 @@ def test_a_comparison_is_that_of_the_paired_metric() -> None:
     copied = [copy_detection(*copies(0))[0], copy_detection(copies(0)[0], copies(7)[1])[0]]
     not_exchanged = compare_measurements(copied[0], copied[1], seed=0)
     metric = copied[0].pair(copied[0].data, copied[1].data)
-    assert not_exchanged.p_value == compare(metric, N, seed=0, exchangeable=False).p_value
+    assert not_exchanged.p_value == compare(metric, N, seed=0, groups=copied[0].groups).p_value
 
 
 def test_what_cannot_be_compared_is_refused_with_what_differs() -> None:
