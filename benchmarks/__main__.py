@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 
-from benchmarks import decode, gpu, int8, lakes, large_media, memory, pipeline, plan, sharing, text
+from benchmarks import decode, dollars, gpu, int8, lakes, large_media, memory, pipeline, plan, sharing, text
 from benchmarks.row import LATEST, Row, table, write
 
 BENCHMARKS: Mapping[str, Callable[[], list[Row]]] = {
@@ -28,6 +28,7 @@ BENCHMARKS: Mapping[str, Callable[[], list[Row]]] = {
     "M1": memory.rows,
     "M2": large_media.rows,
     "P1": plan.rows,
+    "S3": dollars.rows,
 }
 
 
