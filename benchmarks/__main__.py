@@ -6,7 +6,9 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 
-from benchmarks import decode, gpu, int8, lakes, large_media, memory, pipeline, plan, sharing, statistics, text
+from benchmarks import (
+    decode, dollars, gpu, int8, lakes, large_media, memory, pipeline, plan, sharing, statistics, text,
+)  # fmt: skip
 from benchmarks.row import LATEST, Row, table, write
 
 BENCHMARKS: Mapping[str, Callable[[], list[Row]]] = {
@@ -29,6 +31,7 @@ BENCHMARKS: Mapping[str, Callable[[], list[Row]]] = {
     "M2": large_media.rows,
     "P1": plan.rows,
     "S1": statistics.rows,
+    "S3": dollars.rows,
 }
 
 

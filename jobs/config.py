@@ -7,7 +7,7 @@ import importlib.resources
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -25,6 +25,7 @@ class Spark(_Section):
     master: str = "local[*]"
     driver_memory: str = "1g"
     gpus: int = Field(default=0, ge=0)
+    gpu_kind: str | None = None
     settings: dict[str, str] = Field(default_factory=dict)
 
 
@@ -100,10 +101,16 @@ class Evaluate(_Section):
     bridge_labels: int = Field(ge=1)
 
 
+Usd = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
 class Prices(_Section):
-    usd_per_core_hour: float = Field(ge=0)
-    usd_per_gb_month: float = Field(ge=0)
-    usd_per_gb_fetched: float = Field(ge=0)
+    usd_per_core_hour: Usd
+    usd_per_gpu_hour: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")], Usd] = Field(default_factory=dict)
+    usd_per_gb_month: Usd
+    usd_per_gb_fetched: Usd
+    usd_per_gb_moved: Usd = 0.0
+    usd_per_million_requests: Usd = 0.0
 
 
 class Config(_Section):
@@ -117,6 +124,16 @@ class Config(_Section):
     golden: tuple[Golden, ...] = ()
     evaluate: Evaluate
     prices: Prices
+
+    @model_validator(mode="after")
+    def _gpus_have_a_price(self) -> Config:
+        known = self.prices.usd_per_gpu_hour
+        if self.spark.gpus and self.spark.gpu_kind not in known:
+            raise ValueError(
+                f"spark.gpus is {self.spark.gpus} and spark.gpu_kind is {self.spark.gpu_kind!r}, allowed: "
+                f"{', '.join(sorted(known))}; prices.usd_per_gpu_hour takes other kinds too"
+            )
+        return self
 
     def digest(self) -> str:
         """SHA-256 (64 hex digits) of the canonical JSON form."""
@@ -180,7 +197,7 @@ def _explain(error: ValidationError) -> str:
         elif problem["type"] == "missing":
             lines.append(f"{name} is missing")
         elif problem["type"] == "value_error":  # of a whole section
-            lines.append(f"{name}: {problem['ctx']['error']}")
+            lines.append(f"{name}: {problem['ctx']['error']}" if name else str(problem["ctx"]["error"]))
         else:
             lines.append(f"{name} = {problem['input']!r}: {problem['msg']}")
     return "; ".join(lines)

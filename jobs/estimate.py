@@ -154,14 +154,17 @@ class Prediction:
     """What the whole job would take, each with an interval that is to hold it nine times of ten."""
 
     hours: Estimate
-    usd: Estimate  # the cores' time at prices.usd_per_core_hour
+    usd: Estimate  # that time at the machine's price
     error_rate: Estimate  # share of media
     peak_bytes: Estimate  # of a worker
     parts_s: Mapping[str, float]  # of the point
 
 
-def predict(population: Population, seen: Rehearsal, *, usd_per_core_hour: float, max_pixels: int) -> Prediction:
-    """The whole job from its rehearsal: what is done once, once a wave, and for each media."""
+def predict(population: Population, seen: Rehearsal, *, usd_per_s: float, max_pixels: int) -> Prediction:
+    """The whole job from its rehearsal: what is done once, once a wave, and for each media.
+
+    usd_per_s: of all cores and GPUs that the job holds.
+    """
     parts = {
         "start": seen.start_s,
         "warm_up": seen.warm_up_s,
@@ -180,7 +183,7 @@ def predict(population: Population, seen: Rehearsal, *, usd_per_core_hour: float
     peak = seen.peak_bytes
     return Prediction(
         hours=hours,
-        usd=hours.times(seen.n_cores * usd_per_core_hour),
+        usd=hours.times(3600 * usd_per_s),
         error_rate=share(error_rate, seen.n_media, n_media),
         peak_bytes=Estimate(peak, peak / PEAK_SPREAD, peak * PEAK_SPREAD + largest * n_threads),
         parts_s=parts,

@@ -13,10 +13,12 @@ from featurizers.weights import check_unchanged
 from jobs import lake as lakes
 from jobs.commit import commit_wave, last_transaction, transaction_session
 from jobs.config import Config, Featurize
+from jobs.dollars import machine_usd_per_s
 from jobs.engine import EngineSettings, featurize_media
 from jobs.inference import loaded_featurizers
 from jobs.lake import Lake, append, read, sql_text, version
 from jobs.mentions import write_mentions
+from jobs.meter import engine_tasks
 from jobs.progress import media_line
 from jobs.runs import JobResult, Run
 from jobs.session import keep_zip_listings
@@ -70,7 +72,7 @@ def stage_wave(
     # Dealt out in turn. `repartition` would sort all media first, bytes and all, to deal the same if it runs again.
     dealt = media.repartitionById(n_tasks, "task").drop("task")
     staged = featurized(spark, dealt, due, config, stages=stages)
-    with naming_stalls(config.stall_s):
+    with naming_stalls(config.stall_s), engine_tasks(spark):
         staged.write.mode("overwrite").parquet(path)
     return spark.read.schema(schema_ddl(STAGED)).parquet(path)
 
@@ -284,7 +286,10 @@ def run_plan(
     next_wave = {one.spec.id: last_transaction(spark, lake, FEATURES, one.app_id) + 1 for one in work.due}
     stages = stage_times(spark)
     n_media = sum(file.n_media for files, _ in waves for file in files)
-    usd_per_s = spark.sparkContext.defaultParallelism * config.prices.usd_per_core_hour / 3600
+    spark_config, n_cores = config.spark, spark.sparkContext.defaultParallelism
+    usd_per_s = machine_usd_per_s(
+        config.prices, n_cores=n_cores, n_gpus=spark_config.gpus, gpu_kind=spark_config.gpu_kind
+    )
     began = time.monotonic()
 
     def so_far(wave: str) -> Callable[[], str]:

@@ -11,6 +11,7 @@ from functools import reduce
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from jobs.config import Prices
+from jobs.dollars import cost_usd_per_million
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
@@ -19,8 +20,6 @@ Merge = Literal["sum", "histogram"]
 BUCKETS_PER_DECADE = 32  # bounds 7.5 % apart: a percentile is at most 3.7 % from the value it stands for
 LOWEST_MS, HIGHEST_MS = 0.01, 1e7  # what is outside is counted in the first or last bucket
 CONFIDENT_SCORE = 0.5
-BYTES_PER_GB = 1e9
-VECTOR_BYTES = 4  # float32
 
 
 def bucket_of(ms: float) -> int:
@@ -69,7 +68,8 @@ def _merged(how: Merge) -> Any:
 class RunMetrics:
     """Counts and durations of one or several runs; each field maps a key to a value and declares how values merge.
 
-    Keys: featurizer ids, job names, error codes or, where a field has one value only, the empty string.
+    Keys: featurizer ids, job names, lines of the cost, error codes or, where a field has one value only, the empty
+    string.
     """
 
     n_documents: Mapping[str, int] = _merged("sum")  # attempted, or whose media was featurized
@@ -94,7 +94,11 @@ class RunMetrics:
     decode_total_ms: Mapping[str, float] = _merged("sum")
     infer_total_ms: Mapping[str, float] = _merged("sum")  # by featurizer
     wall_s: Mapping[str, float] = _merged("sum")  # by job; jobs of one pipeline follow each other
-    core_s: Mapping[str, float] = _merged("sum")  # by job: wall seconds times the cores held
+    held_core_s: Mapping[str, float] = _merged("sum")  # by job: cores held, times the seconds for which they were
+    held_gpu_s: Mapping[str, float] = _merged("sum")  # the same of GPUs, by kind
+    core_s: Mapping[str, float] = _merged("sum")  # by line of the cost: what the held ones are known to have done
+    gpu_s: Mapping[str, float] = _merged("sum")  # by `kind/line`
+    moved_bytes: Mapping[str, int] = _merged("sum")  # read, written: files, by tasks
 
     def to_json(self) -> str:
         """The canonical JSON form; `from_json` gives back an equal value."""
@@ -127,11 +131,6 @@ def merge(a: RunMetrics, b: RunMetrics) -> RunMetrics:
     return RunMetrics(
         **{f.name: _by_key(getattr(a, f.name), getattr(b, f.name), _JOIN[f.metadata["merge"]]) for f in fields(a)}
     )
-
-
-def job_time(job: str, *, wall_s: float, n_cores: int) -> RunMetrics:
-    """The machine time of a job: `wall_s` seconds during which it held `n_cores` cores."""
-    return RunMetrics(wall_s={job: wall_s}, core_s={job: wall_s * n_cores})
 
 
 class Cell(NamedTuple):
@@ -285,33 +284,6 @@ def metric_key(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]", "_", name.replace("@", ".v"))
 
 
-def cost_usd_per_million(metrics: RunMetrics, prices: Prices) -> dict[str, float]:
-    """Dollars for a million documents, by stage; empty where no document was counted.
-
-    `crawl` is the crawl job's machine time and traffic; `decode` and `infer/<featurizer>` are milliseconds of
-    committed rows at the price of a core; `storage` is one month of media, thumbnails and vectors; `overhead` is the
-    rest of the cores' time: Spark, commits, gates, and cores that waited. The lines add up to `total`.
-    """
-    n_documents = metrics.n_documents.get("", 0)
-    if not n_documents:
-        return {}
-    usd_per_core_s = prices.usd_per_core_hour / 3600
-    usd = {
-        "crawl": metrics.core_s.get("crawl", 0.0) * usd_per_core_s
-        + _total(metrics.fetched_bytes) / BYTES_PER_GB * prices.usd_per_gb_fetched,
-        "decode": _total(metrics.decode_total_ms) / 1000 * usd_per_core_s,
-    }
-    for featurizer, ms in sorted(metrics.infer_total_ms.items()):
-        usd[f"infer/{metric_key(featurizer)}"] = ms / 1000 * usd_per_core_s
-    stored = _total(metrics.stored_bytes) + _total(metrics.n_vector_values) * VECTOR_BYTES
-    usd["storage"] = stored / BYTES_PER_GB * prices.usd_per_gb_month
-    explained_s = (_total(metrics.decode_total_ms) + _total(metrics.infer_total_ms)) / 1000
-    other_core_s = _total({job: s for job, s in metrics.core_s.items() if job != "crawl"})
-    usd["overhead"] = max(0.0, other_core_s - explained_s) * usd_per_core_s
-    usd["total"] = sum(usd.values())
-    return {stage: value * 1e6 / n_documents for stage, value in usd.items()}
-
-
 def quality(metrics: RunMetrics) -> dict[str, float]:
     """Label-free quality: ratios over the frames that did not fail, by kind of featurizer; a kind not run is absent."""
     shares: dict[str, float] = {}
@@ -359,5 +331,6 @@ def flat(metrics: RunMetrics, prices: Prices) -> dict[str, float]:
         for what, counts in per.get(job, {}).items():
             if seconds > 0:
                 named[f"throughput/{what}_per_s"] = _total(counts) / seconds
-    named |= {f"cost_usd/{stage}": usd for stage, usd in cost_usd_per_million(metrics, prices).items()}
+    for line, usd in cost_usd_per_million(metrics, prices).items():
+        named["/".join(("cost_usd", *map(metric_key, line.split("/", 1))))] = usd
     return {name: float(value) for name, value in named.items()}

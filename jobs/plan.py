@@ -19,6 +19,7 @@ from jobs import featurize
 from jobs import lake as lakes
 from jobs.command import FINISHED, REJECTED, Common, Ending
 from jobs.config import Config
+from jobs.dollars import machine_usd_per_s
 from jobs.estimate import Population, Prediction, Rehearsal, Stratum, allocate, over_limit, predict
 from jobs.lake import Lake, append, open_lake, read
 from jobs.mentions import due_sources
@@ -298,9 +299,11 @@ def show_plan(common: Common, selection: Selection, *, max_usd: float | None, ma
             )  # fmt: skip
         finally:
             lakes.remove_folder(spark, lake.staging(run.run_id))
-    prediction = predict(
-        population, seen, usd_per_core_hour=config.prices.usd_per_core_hour, max_pixels=config.featurize.max_pixels
+    spark_config, n_cores = config.spark, seen.n_cores
+    usd_per_s = machine_usd_per_s(
+        config.prices, n_cores=n_cores, n_gpus=spark_config.gpus, gpu_kind=spark_config.gpu_kind
     )
+    prediction = predict(population, seen, usd_per_s=usd_per_s, max_pixels=config.featurize.max_pixels)
     if not common.as_json:
         _print_table(prediction)
     n_media, ids = sum(population.n.values()), ", ".join(one.spec.id for one in work.due)

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from jobs.check import reports_folder
-from jobs.config import Config
+from jobs.config import Config, Prices
 from jobs.contact_sheet import chosen_frames, within_budget
+from jobs.dollars import cost_lines, cost_usd_per_million, paid, prices_said
 from jobs.lake import Lake, read
-from jobs.metrics import Histogram, RunMetrics, bucket_ms, cost_usd_per_million, measure, quality
+from jobs.metrics import Histogram, RunMetrics, bucket_ms, measure, quality
+from jobs.progress import readable_usd
 from jobs.runs import code_version, run_rows
 from jobs.stage_times import times_of, verdict
 from schemas import DOCUMENTS, FEATURES, FETCHES, FRAMES, MEDIA, MENTIONS
@@ -100,8 +102,7 @@ class Report:
     written_at: datetime
     lake: str
     metrics: RunMetrics
-    cost_usd: Mapping[str, float]
-    prices: Mapping[str, float]
+    prices: Prices
     pictures: Sequence[Picture] = ()
     videos: Sequence[Video] = ()
     errors: Sequence[ErrorCount] = ()
@@ -140,12 +141,18 @@ def render(report: Report) -> str:
     environment.filters["number"] = number
     environment.filters["duration"] = duration
     environment.filters["file_name"] = file_name
+    environment.filters["usd"] = readable_usd
     metrics = report.metrics
     stages = {"fetch": metrics.fetch_ms.get(""), "decode": metrics.decode_ms.get("")}
     stages |= {f"infer {name}": h for name, h in metrics.infer_ms.items()} | {"document": metrics.document_ms.get("")}
     latency = [(n, h.n, *(h.percentile_ms(s) for s in (0.5, 0.95, 0.99))) for n, h in stages.items() if h is not None]
+    usd = cost_usd_per_million(metrics, report.prices)
     return environment.get_template("report.html.j2").render(
         report=report,
+        cost=cost_lines(usd),
+        total_usd=usd.get("total"),
+        paid=paid(metrics, report.prices),
+        prices=prices_said(report.prices),
         metrics=metrics,
         quality=quality(metrics),
         latency=latency,
@@ -334,8 +341,7 @@ def collect(
         written_at=datetime.now(UTC),
         lake=lake.uri,
         metrics=measured,
-        cost_usd=cost_usd_per_million(measured, config.prices),
-        prices=config.prices.model_dump(),
+        prices=config.prices,
         pictures=pictures,
         videos=[
             Video(url=p[0].url, duration_s=max(lengths[key] or 0.0, p[-1].time_s), pictures=p)
@@ -363,6 +369,11 @@ def write_report(
     `metrics` are theirs, with the time of their jobs (measured here without it if not given); `gates` are the
     expectations of a gates.json (read from the lake's reports if not given).
     """
+    return write_page(collect(spark, lake, config, run_ids, metrics=metrics, gates=gates), path)
+
+
+def write_page(report: Report, path: Path) -> Path:
+    """Write a report to `path`, a local file below 10 MB."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render(collect(spark, lake, config, run_ids, metrics=metrics, gates=gates)), encoding="utf-8")
+    path.write_text(render(report), encoding="utf-8")
     return path

@@ -5,18 +5,21 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from jobs import check, crawl, evaluate, featurize, golden, metrics, tracking
 from jobs.command import FINISHED, REJECTED, Common, Ending
 from jobs.config import Config
+from jobs.dollars import cost_usd, unexplained_share
 from jobs.lake import Lake, lake_at, open_lake, read
-from jobs.progress import Progress
-from jobs.report import write_report
+from jobs.meter import Meter, process_began
+from jobs.progress import Progress, readable_s, readable_usd
+from jobs.report import collect, write_page
 from jobs.runs import JobResult, Run, RunAccepted, executing, finish, stored_run_id
-from jobs.session import spark_session
+from jobs.session import session_is_up, spark_session
+from jobs.stage_times import times_of
 from jobs.work import Selection
 from jobs.work import prepare as prepare_work
 from schemas import TABLES
@@ -25,6 +28,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pyspark.sql import SparkSession
+
+
+BOOKKEEPING = "bookkeeping"  # what is done between two jobs
 
 
 def pipeline(config: Config) -> list[str]:
@@ -85,11 +91,10 @@ def prepare(name: str, config: Config, selection: Selection) -> Prepared:
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """A job that ended, and the machine time it took."""
+    """A job that ended."""
 
     run_id: str
     result: JobResult
-    time: metrics.RunMetrics
 
 
 def run_jobs(common: Common, names: Sequence[str], *, selection: Selection | None = None) -> Ending:
@@ -101,8 +106,11 @@ def run_jobs(common: Common, names: Sequence[str], *, selection: Selection | Non
     with ExitStack() as stack:
         stack.enter_context(progress.shown())
         progress(f"run {common.run_id}: starting Spark")
+        began = time.monotonic() if session_is_up() else process_began()
         spark = spark_session(config.spark, f"lakelens {common.run_id}")
         progress.watch(lambda: _tasks(spark))
+        meter = stack.enter_context(Meter(spark, config.spark, began=began).collecting())
+        meter.started()
         lake = open_lake(spark, config.lake, create="crawl" in names)
         parent = stack.enter_context(
             tracking.pipeline_run(lake, config, name=common.run_id, warn=progress, tags={"jobs": ", ".join(names)})
@@ -111,7 +119,7 @@ def run_jobs(common: Common, names: Sequence[str], *, selection: Selection | Non
         skipped: list[str] = []
         for job in jobs:
             try:
-                done.append(run_job(spark, lake, common, job, parent, progress))
+                done.append(run_job(spark, lake, common, job, parent, progress, meter))
             except RunAccepted as e:
                 skipped.append(str(e))
                 continue
@@ -122,10 +130,11 @@ def run_jobs(common: Common, names: Sequence[str], *, selection: Selection | Non
                 break
         if not done:
             return Ending(exit_code=FINISHED, message="; ".join(skipped))
-        report = None
+        report, total = None, meter.total
         if any(job.is_measured for job in jobs):
             progress("writing the report")
-            report = _report(spark, lake, common, done, parent)
+            report, total = _report(spark, lake, common, done, parent, meter)
+            progress.note(_cost_line(total, config))
     statuses = [one.result.status for one in done]
     judged = next((status for status in statuses if status in ("accepted", "rejected")), statuses[-1])
     facts = {
@@ -137,18 +146,23 @@ def run_jobs(common: Common, names: Sequence[str], *, selection: Selection | Non
     messages = [*skipped, *(one.result.message for one in done)]
     if report is not None:
         facts["report"] = str(report)
+        facts["usd"] = cost_usd(total, config.prices)
         messages.append(f"report at {report}")
     message = "; ".join(messages)
     return Ending(exit_code=REJECTED if judged == "rejected" else FINISHED, message=message, facts=facts)
 
 
 def run_job(
-    spark: SparkSession, lake: Lake, common: Common, job: Prepared, parent: tracking.Tracked, progress: Progress
-) -> Finished:
-    """Run one job as a run of its own: its row of `runs`, its metrics, its child of the MLflow run."""
+    spark: SparkSession, lake: Lake, common: Common, job: Prepared, parent: tracking.Tracked, progress: Progress,
+    meter: Meter | None = None,
+) -> Finished:  # fmt: skip
+    """Run one job as a run of its own: its row of `runs`, its metrics, its child of the MLflow run.
+
+    meter: of the pipeline, where the job is one of several whose cost is told together.
+    """
     config, run_id = common.config, stored_run_id(common.run_id, job.name)
-    began = time.monotonic()
     with (
+        Meter(spark, config.spark).collecting() if meter is None else nullcontext(meter) as meter,
         executing(
             spark,
             lake,
@@ -165,20 +179,21 @@ def run_job(
             parent, run_id=run_id, job=job.name, lake=lake, config=config, inputs=run.inputs, outputs=job.outputs
         ) as child,
     ):
+        meter.lap(BOOKKEEPING)
         result = job.run(spark, lake, run)
         for note in result.notes:
             progress.note(note)
         progress("measuring")
-        spent = metrics.job_time(
-            job.name, wall_s=time.monotonic() - began, n_cores=spark.sparkContext.defaultParallelism
-        )
+        rows = measured(spark, lake, [run_id]) if job.is_measured else metrics.RunMetrics()
+        spent = meter.lap(job.name, times_of(result.metrics))
         if job.is_measured:
-            total = metrics.merge(measured(spark, lake, [run_id]), spent)
-            result = replace(result, metrics=metrics.flat(total, config.prices) | dict(result.metrics))
+            result = replace(
+                result, metrics=metrics.flat(metrics.merge(rows, spent), config.prices) | dict(result.metrics)
+            )
         finish(spark, lake, run, result, mlflow_run_id=child.mlflow_run_id)
         tracking.log_metrics(child, result.metrics)
         tracking.log_files(child, result.artifacts)
-    return Finished(run_id=run_id, result=result, time=spent)
+    return Finished(run_id=run_id, result=result)
 
 
 def measured(spark: SparkSession, lake: Lake, run_ids: Sequence[str]) -> metrics.RunMetrics:
@@ -187,20 +202,28 @@ def measured(spark: SparkSession, lake: Lake, run_ids: Sequence[str]) -> metrics
 
 
 def _report(
-    spark: SparkSession, lake: Lake, common: Common, done: Sequence[Finished], parent: tracking.Tracked
-) -> Path:
+    spark: SparkSession, lake: Lake, common: Common, done: Sequence[Finished], parent: tracking.Tracked, meter: Meter
+) -> tuple[Path, metrics.RunMetrics]:
     """Measure the jobs together, write their report, keep both with MLflow, and make the report the latest."""
     run_ids = list(dict.fromkeys(run_id for one in done for run_id in (*one.result.covers, one.run_id)))
-    total = measured(spark, lake, run_ids)
-    for one in done:
-        total = metrics.merge(total, one.time)
+    rows = measured(spark, lake, run_ids)
+    report = collect(spark, lake, common.config, run_ids, metrics=rows)
+    meter.lap("report")
+    total = metrics.merge(rows, meter.total)
     folder = check.reports_folder(lake, common.run_id)
-    report = write_report(spark, lake, common.config, run_ids, folder / "report.html", metrics=total)
+    page = write_page(replace(report, metrics=total), folder / "report.html")
     if lake.local_folder() is not None:
-        shutil.copyfile(report, folder.parent / "latest.html")
+        shutil.copyfile(page, folder.parent / "latest.html")
     tracking.log_metrics(parent, metrics.flat(total, common.config.prices))
-    tracking.log_files(parent, [report])
-    return report
+    tracking.log_files(parent, [page])
+    return page, total
+
+
+def _cost_line(total: metrics.RunMetrics, config: Config) -> str:
+    usd, share = cost_usd(total, config.prices), unexplained_share(total, config.prices)
+    wall_s = sum(total.wall_s.values())
+    unexplained = f", {share:.1%} of the machine's price unexplained" if share is not None else ""
+    return f"cost: {readable_usd(usd['total'])} for {readable_s(wall_s)}{unexplained}"
 
 
 def _tasks(spark: SparkSession) -> tuple[int, int]:

@@ -226,6 +226,13 @@ def keep_zip_listings() -> None:
             finder.invalidate_caches = lambda: None  # type: ignore[method-assign]
 
 
+def session_is_up() -> bool:
+    """True where this process has started Spark already."""
+    from pyspark import SparkContext
+
+    return SparkContext._active_spark_context is not None
+
+
 def spark_session(config: Spark, app_name: str) -> SparkSession:
     """The Spark session of this process, started if there is none.
 

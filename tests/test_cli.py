@@ -105,9 +105,10 @@ def test_the_version_is_the_installed_one(capsys: pytest.CaptureFixture[str]) ->
         (["featurize", "--featurizer", "object_yolov9.x@1"], "object_yolov9.x@1"),
         (["featurize", "--set", "featurize.lease_expiry_s=10"], "lease_expiry_s is 10, allowed: at least 3 heartbeats"),
         (
-            ["featurize", "--featurizer", "object_yolov3.tiny_int8@1", "--set", "spark.gpus=1"],
+            ["featurize", "--featurizer", "object_yolov3.tiny_int8@1", "--conf", "{tmp}/gpu.yaml"],
             "object_yolov3.tiny_int8@1 runs on CPUs only; set spark.gpus=0",
         ),
+        (["featurize", "--set", "spark.gpus=1"], "spark.gpus is 1 and spark.gpu_kind is None, allowed: "),
         (["run", "{tmp}/broken.yaml"], "broken.yaml is not YAML: "),
         (["run", "{tmp}/latin.yaml"], "latin.yaml is not UTF-8"),
         (["tables", "--lake", "{tmp}/a-file"], "is a file, a folder is needed"),
@@ -118,6 +119,7 @@ def test_a_wrong_request_is_one_message_with_code_2_before_spark_starts(
 ) -> None:
     (tmp_path / "broken.yaml").write_text("crawl: {sources: [")
     (tmp_path / "latin.yaml").write_bytes(b"lake: \xe9\n")
+    (tmp_path / "gpu.yaml").write_text("spark: {gpus: 1, gpu_kind: h200}")
     (tmp_path / "a-file").touch()
     given = [argument.replace("{tmp}", str(tmp_path)) for argument in arguments]
     if given[0] != "tables":

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import random
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 
-from jobs.config import Prices, load_config
+from jobs.config import load_config
 from jobs.metrics import (
     Cell,
     Histogram,
     RunMetrics,
     bucket_of,
-    cost_usd_per_million,
     flat,
     from_cells,
-    job_time,
     measure,
     merge,
     metric_key,
@@ -100,37 +98,14 @@ def test_a_cell_of_no_field_is_refused() -> None:
         from_cells([Cell("n_pixels", "", None, 1.0)])
 
 
-PRICES = Prices(usd_per_core_hour=3.6, usd_per_gb_month=0.5, usd_per_gb_fetched=2.0)
-
-
-def test_the_lines_of_the_cost_add_up_to_all_cores_held_plus_storage_and_traffic() -> None:
-    metrics = RunMetrics(
-        n_documents={"": 1000},
-        decode_total_ms={"": 4000.0},
-        infer_total_ms={CONCEPT: 10_000.0, OBJECT: 6000.0},
-        fetched_bytes={"": 10**9},
-        stored_bytes={"media": 2 * 10**9},
-    )
-    metrics = merge(metrics, job_time("crawl", wall_s=10, n_cores=2))
-    metrics = merge(metrics, job_time("featurize", wall_s=30, n_cores=2))
-    usd = cost_usd_per_million(metrics, PRICES)  # a core second costs 0.001 dollars, a document's share is a thousandth
-    assert usd == {
-        "crawl": pytest.approx((0.020 + 2.0) * 1000),
-        "decode": pytest.approx(0.004 * 1000),
-        "infer/concept_efficientnet.lite0.v1": pytest.approx(0.010 * 1000),
-        "infer/object_yolov3.tiny.v1": pytest.approx(0.006 * 1000),
-        "storage": pytest.approx(1.0 * 1000),
-        "overhead": pytest.approx(0.040 * 1000),
-        "total": pytest.approx((0.080 + 2.0 + 1.0) * 1000),
-    }
-
-
-def test_without_documents_there_is_no_cost() -> None:
-    assert cost_usd_per_million(job_time("crawl", wall_s=10, n_cores=2), PRICES) == {}
+PRICES = load_config().prices
 
 
 def test_names_are_those_mlflow_takes() -> None:
-    metrics = merge(random_metrics(random.Random(4)), RunMetrics(n_documents={"": 3}))
+    # A kind of GPU is one of those that have a price.
+    metrics = replace(random_metrics(random.Random(4)), n_documents={"": 3}, held_gpu_s={"h200": 1.0}, gpu_s={})
+    metrics = replace(metrics, infer_total_ms={CONCEPT: 5.0}, core_s={"infer": 3.0, "idle/driver": 2.0})
+    assert "cost_usd/infer/concept_efficientnet.lite0.v1" in flat(metrics, PRICES)
     for name in flat(metrics, PRICES):
         assert re.fullmatch(r"[A-Za-z0-9_\-./ ]+", name), name
     assert metric_key(ENTITY) == "entity_ocr.rapidocr_gated.v1"
@@ -181,6 +156,6 @@ def test_metrics_count_the_committed_rows_of_the_runs_asked_for(spark: Any) -> N
         "entities_per_frame": 1.0,
         "entities_per_document": pytest.approx(4 / 5),
     }
-    named = flat(merge(metrics, job_time("featurize", wall_s=2, n_cores=2)), load_config().prices)
+    named = flat(merge(metrics, RunMetrics(wall_s={"featurize": 2.0})), PRICES)
     assert named["errors/truncated"] == 3 and named["throughput/frames_per_s"] == 1.5
     assert named["latency_ms/infer/object_yolov3.tiny.v1/p50"] == pytest.approx(20, rel=0.04)

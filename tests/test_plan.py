@@ -44,7 +44,7 @@ SEEN = Rehearsal(
 
 
 def predicted(population: Population = DUE, seen: Rehearsal = SEEN) -> Prediction:
-    return predict(population, seen, usd_per_core_hour=0.36, max_pixels=50_000_000)
+    return predict(population, seen, usd_per_s=4 * 0.36 / 3600, max_pixels=50_000_000)
 
 
 def test_the_time_is_what_is_done_once_what_each_wave_takes_and_what_the_media_take_together() -> None:

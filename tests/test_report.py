@@ -11,7 +11,7 @@ import pytest
 
 from jobs.config import load_config
 from jobs.contact_sheet import MAX_FRAMES_PER_VIDEO, MAX_THUMBNAIL_BYTES, varied, within_budget
-from jobs.metrics import Histogram, RunMetrics, cost_usd_per_million, job_time, merge
+from jobs.metrics import Histogram, RunMetrics
 from jobs.report import (
     BARS,
     ErrorCount,
@@ -77,18 +77,17 @@ def report_of(text: str) -> Report:
     facts = {"url": f"http://example.org/{text}", "caption": text, "mentions": [("caption", text, text)]}
     picture = picture_of(rows.frame("cat"), features_of(text), facts)
     metrics = RunMetrics(
-        n_documents={"": 2}, document_ms={"": Histogram({10: 3, 20: 1})}, infer_total_ms={text: 5.0}, n_errors={text: 1}
-    )
-    config = load_config()
-    metrics = merge(metrics, job_time("featurize", wall_s=3, n_cores=2))
+        n_documents={"": 2}, document_ms={"": Histogram({10: 3, 20: 1})}, n_errors={text: 1},
+        infer_total_ms={text: 5.0}, wall_s={"featurize": 3.0}, held_core_s={"featurize": 6.0},
+        core_s={"infer": 4.0, text: 1.5, "waste": 0.0},
+    )  # fmt: skip
     return Report(
         title=text,
         verdict="rejected",
         written_at=rows.NOW,
         lake=text,
         metrics=metrics,
-        cost_usd=cost_usd_per_million(metrics, config.prices),
-        prices=config.prices.model_dump(),
+        prices=load_config().prices,
         pictures=[picture],
         videos=[Video(url=text, duration_s=2.0, pictures=[picture, picture])],
         errors=[ErrorCount(code=text, stage="decode", n=1, examples=[(text, text)])],
@@ -123,10 +122,18 @@ def test_the_page_loads_nothing_from_elsewhere() -> None:
 
 def test_an_empty_report_is_a_page_too() -> None:
     empty = Report(
-        title="none", verdict="not judged", written_at=rows.NOW, lake="file:///lake", metrics=RunMetrics(), cost_usd={},
-        prices={},
+        title="none", verdict="not judged", written_at=rows.NOW, lake="file:///lake", metrics=RunMetrics(),
+        prices=load_config().prices,
     )  # fmt: skip
     assert "No picture was featurized" in render(empty)
+
+
+def test_the_cost_is_shown_by_line_and_checked_against_the_clock() -> None:
+    text = " ".join(Page(render(report_of("plain"))).text.split())
+    # six core seconds at .0425 dollars an hour for two documents
+    assert "$35.42every line measured" in text
+    assert "infer/plaininference by plain23.6166.7 %" in text and "unexplainedwall clock" in text
+    assert "2 cores were held for 3 s, which costs $0.000071; the lines" in text and "all but 8.3% of it" in text
 
 
 def test_a_picture_gathers_what_each_kind_of_featurizer_found() -> None:
