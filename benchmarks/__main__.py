@@ -7,8 +7,19 @@ import sys
 from collections.abc import Callable, Mapping
 
 from benchmarks import (
-    decode, dollars, gpu, int8, lakes, large_media, memory, pipeline, plan, sharing, statistics, text,
-)  # fmt: skip
+    decode,
+    dollars,
+    gpu,
+    int8,
+    lakes,
+    large_media,
+    memory,
+    pipeline,
+    plan,
+    sharing,
+    statistics,
+    text,
+)
 from benchmarks.row import LATEST, Row, table, write
 
 BENCHMARKS: Mapping[str, Callable[[], list[Row]]] = {
