@@ -78,7 +78,7 @@ def test_what_items_can_show_is_said_before_the_candidates_run() -> None:
     found = zero_shot(items, ["cat", "dog"], np.stack([right, ~right], axis=1).astype(float))
     least, said = foreseen(checked(EXPERIMENT, "file"), found[0])
     assert least == pytest.approx(2.8016 * 0.5 / 20, rel=0.05)  # of a coin, answers correlating by one half
-    assert "400 items are likely to show a difference of 0.071 in top_1 (baseline 0.500); to show the margin" in said
+    assert "400 items are likely to show a difference of 0.07" in said and "(baseline 0.500); to show the margin" in said
     wide = checked(EXPERIMENT | {"metrics": {"top_1": {"margin": 0.2}}}, "file")
     assert "margin" not in foreseen(wide, found[0])[1]
 
