@@ -39,16 +39,16 @@ def demo(lake: Path, port: int, *more: str) -> dict[str, Any]:
 
 
 def boxes(folder: Path) -> Path:
-    """COCO labels of two pictures: a cat where it is, and a dog that is not there."""
+    """COCO labels of two pictures: a cat, which the detector does not see, and a cup, which it does."""
     images = [
         {"id": 1, "file_name": "animals/chelsea-full.jpg", "width": 451, "height": 300},
         {"id": 2, "file_name": "table/coffee-full.jpg", "width": 600, "height": 400},
     ]
     labelled = [
-        {"id": 1, "image_id": 1, "category_id": 1, "bbox": [95, 15, 350, 285], "area": 350 * 285},
-        {"id": 2, "image_id": 2, "category_id": 2, "bbox": [100, 100, 200, 200], "area": 200 * 200},
+        {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 380, 300], "area": 380 * 300},
+        {"id": 2, "image_id": 2, "category_id": 2, "bbox": [150, 22, 276, 288], "area": 276 * 288},
     ]
-    categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+    categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "cup"}]
     described = {"images": images, "categories": categories, "annotations": labelled}
     path = folder / "boxes.json"
     path.write_text(json.dumps(described))
@@ -188,7 +188,7 @@ def test_the_first_notebook_shows_what_the_lake_holds_and_finds_pictures_by_word
         assert any(line.startswith(words) and f" {picture}" in line for line in best), best
     counted = {line.split()[1]: int(line.split()[2]) for line in said_by(notebook, "tables").splitlines()[1:]}
     assert counted["documents"] == len(rows(lake, "documents", "doc_id"))
-    assert cells_with_figures(notebook) == {"sheet", "concepts", "objects", "text", "search", "near"}
+    assert cells_with_figures(notebook) == {"sheet", "concepts", "objects", "search", "near"}
     assert "no entity featurizer has looked at this lake" in said_by(notebook, "text")
     assert "nothing is linked in this lake" in said_by(notebook, "mentions")
 
@@ -215,7 +215,7 @@ def test_the_third_notebook_counts_the_planted_faults_and_shows_what_was_missed(
     counted = {line.split()[2]: int(line.split()[3]) for line in said_by(notebook, "codes").splitlines()[1:]}
     assert counted == {code: expected.count(code) for code in expected}
     missed = {line.split()[0]: line.split()[1:] for line in said_by(notebook, "boxes").splitlines()[2:]}
-    assert missed == {"cat": ["0", "1"], "dog": ["1", "1"]}
+    assert missed == {"cat": ["1", "1"], "cup": ["0", "1"]}
     figures = {"codes-plot", "pictures", "search-worst", "confusion-plot", "slices-plot", "boxes-plot"}
     assert cells_with_figures(notebook) == figures
     assert "no text was read" in said_by(notebook, "text")
