@@ -22,6 +22,7 @@ from jobs.command import (
     SampleOption,
     SetOption,
     WhereOption,
+    command_line,
     common_of,
     conclude,
 )
@@ -281,7 +282,8 @@ def experiment(
         from jobs.experiment_file import read_experiment
 
         common = common_of(lake, conf, set_, run_id, json_, debug)
-        return run_experiment(common, read_experiment(file), f"lakelens experiment {file}", is_dry=dry_run)
+        command = command_line("experiment", str(file), lake=lake, conf=conf, set_=set_)
+        return run_experiment(common, read_experiment(file), command, is_dry=dry_run)
 
     conclude("experiment", debug, json_, action)
 
@@ -313,11 +315,12 @@ def compare(
         claimed = [one for one in (baseline_run, candidate_run) if one is not None]
         if len(claimed) == 1:
             raise ConfigError(f"--baseline-run and --candidate-run go together, and only {claimed[0]} is named")
-        chosen = " ".join(f"--metric {name}" for name in metric)
-        command = f"lakelens compare --baseline {baseline} --candidate {candidate} --golden {golden} {chosen}"
+        options = ["--baseline", baseline, "--candidate", candidate, "--golden", golden, "--margin", f"{margin:g}"]
+        options += [part for name in metric for part in ("--metric", name)]
         if claimed:
-            command += f" --baseline-run {claimed[0]} --candidate-run {claimed[1]}"
-        return run_experiment(common, asked, f"{command} --margin {margin:g}", claimed=claimed)
+            options += ["--baseline-run", claimed[0], "--candidate-run", claimed[1]]
+        command = command_line("compare", *options, lake=lake, conf=conf, set_=set_)
+        return run_experiment(common, asked, command, claimed=claimed)
 
     conclude("compare", debug, json_, action)
 

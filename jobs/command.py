@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -131,6 +132,16 @@ def conclude(command: str, debug: bool, as_json: bool, action: Callable[[], Endi
         resumed = f" (--run-id {outcome.facts['run_id']})" if is_failed and "run_id" in outcome.facts else ""
         print(f"lakelens {command}: {outcome.message}{resumed}", file=sys.stderr if is_failed else sys.stdout)
     raise typer.Exit(outcome.exit_code)
+
+
+def command_line(
+    name: str, *arguments: str, lake: str | None, conf: Sequence[Path] | None, set_: Sequence[str] | None
+) -> str:
+    """What to type to run a command again on the same lake with the same configuration."""
+    said = [*arguments, *(("--lake", lake) if lake is not None else ())]
+    said += [part for file in conf or () for part in ("--conf", str(file))]
+    said += [part for assignment in set_ or () for part in ("--set", assignment)]
+    return shlex.join(["lakelens", name, *said])
 
 
 def common_of(

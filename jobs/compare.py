@@ -9,10 +9,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.corpus_metrics import Classes
 from jobs.experiment_report import Guardrail, Line
-from jobs.paired import Difference, holm, judge, too_few
-from jobs.quality import Measurement, compare_measurements
+from jobs.paired import Difference, holm, judge
+from jobs.quality import Measurement, compare_measurements, too_few_of
 
 NOT_JUDGED = "not judged"
 Slices = Mapping[str, Mapping[str, str]]  # item id -> slice -> value
@@ -87,12 +86,10 @@ def lines(
 
 def _difference(question: _Question, seed: int) -> Difference | str:
     n_different = int(question.baseline.differs(question.candidate).sum())
-    one = question.baseline
-    classes = one.data.columns[1] if isinstance(one.data, Classes) else None
-    if reason := too_few(one.metric, len(one.items), n_different, groups=one.groups, classes=classes):
+    if reason := too_few_of(question.baseline, n_different):
         return reason
     try:
-        return compare_measurements(one, question.candidate, seed=seed)
+        return compare_measurements(question.baseline, question.candidate, seed=seed)
     except ValueError as e:
         return str(e)
 
@@ -208,7 +205,7 @@ def slices_kept(judged: Sequence[Line]) -> Guardrail:
     broken = [line for line in apart if line.verdict == "worse" and abs(line.difference) > line.margin]
     worse = [f"{line.metric} on {line.slice}" for line in broken]
     unknown = sum(line.verdict == NOT_JUDGED for line in apart)
-    said = f"worse: {', '.join(worse)}" if worse else "none is worse"
+    said = f"worse: {', '.join(worse)}" if worse else "none is worse" if apart else "no metric's items have the slices"
     return Guardrail(
         name="slices",
         limit="no slice worse by more than its margin",

@@ -196,8 +196,12 @@ def pins(spark: SparkSession, lake: Lake) -> Mapping[str, int]:
 def health_of(frames: Frames, before: Frames | None) -> dict[str, float]:
     """What can be told of a featurizer without labels, against another one's frames of the same media."""
     chosen = health.sample(list(frames))
-    sides = [None if of is None else [answer(of[media_id], _dim(of)) for media_id in chosen] for of in (before, frames)]
-    return health.figures(sides[0], sides[1] or [])
+
+    def side(of: Frames) -> list[Answer]:
+        dim = _dim(of)
+        return [answer(of[media_id], dim) for media_id in chosen]
+
+    return health.figures(None if before is None else side(before), side(frames))
 
 
 def _dim(frames: Frames) -> int:

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from jobs import evaluate, tracking
-from jobs.check import reports_folder
+from jobs.check import EXPERIMENT, reports_folder
 from jobs.claims import Claim, agreed, check_fingerprint, check_measured, read_claim
 from jobs.command import FINISHED, Common, Ending
+from jobs.config import Config, ConfigError
 from jobs.experiment_file import Experiment
 from jobs.experiment_page import Arm, Measured, page, primary
 from jobs.experiment_report import Candidate, Trial, render
 from jobs.experiment_tracking import RunOf, log_experiment, variant_runs
 from jobs.golden import read_golden
-from jobs.lake import Lake, lake_at, open_lake
+from jobs.lake import Lake, lake_at, open_lake, sql_text
 from jobs.paired import detectable
 from jobs.progress import Progress
 from jobs.promote import BASELINE, CANDIDATE, COMPARE
-from jobs.quality import Measurement
+from jobs.quality import GoldenItem, Measurement
 from jobs.run import Prepared, run_job
-from jobs.runs import JobResult, RunAccepted
+from jobs.runs import JobResult, RunAccepted, run_rows, stored_run_id
 from jobs.session import spark_session
 from jobs.sweep import best, variant, with_grid
 from jobs.trials import searched
-from jobs.variants import arms, evaluating, measure, measurements, part_of, run_arm
-from schemas import FEATURES
+from jobs.variants import arm_of, arms, evaluating, is_same, measure, measurements, part_of, run_arm, run_once
+from schemas import FEATURES, GOLDEN
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -41,25 +44,74 @@ def run_arms(
     for arm in variants:
         mine = replace(common, config=arm.config, run_id=f"{common.run_id}.{arm.name}")
         run_arm(spark, lake, mine, arm, golden, run_of(arm), progress, known=known)
-        run_job(spark, lake, mine, evaluating(arm, golden), run_of(arm), progress)
+        run_once(spark, lake, mine, evaluating(arm, golden), run_of(arm), progress)
 
 
-def foreseen(experiment: Experiment, first: Measurement) -> tuple[float, str]:
-    """The smallest difference that the items are likely to show, known from the baseline alone, and that in words."""
+def check_asked(experiment: Experiment, measured: Sequence[Measurement], items: Sequence[GoldenItem]) -> None:
+    """Raise ConfigError for a metric that was not measured of the baseline, and for a slice that no item has."""
+    there = [one.metric for one in measured]
+    if missing := [metric for metric in experiment.metrics if metric not in there]:
+        raise ConfigError(f"metric {missing[0]!r} is not measured on {experiment.golden}; measured: {', '.join(there)}")
+    slices = {key for item in items for key in item.slices}
+    if missing := [key for key in experiment.slices if key not in slices]:
+        said = ", ".join(sorted(slices)) or "none"
+        raise ConfigError(f"slice {missing[0]!r} is of no item of {experiment.golden}; there are: {said}")
+
+
+def foreseen(experiment: Experiment, first: Measurement, *, n_lines: int) -> tuple[float, str]:
+    """The smallest difference that the items are likely to show, known from the baseline alone, and that in words.
+
+    n_lines: that p-values are corrected for; what one alone could show is less.
+    """
     n, margin = len(first.items), experiment.metrics[first.metric].margin
-    metric = first.pair(first.data, first.data)
-    least = detectable(metric, n, seed=experiment.seed, groups=first.groups, alpha=experiment.alpha)
+    metric, alpha = first.pair(first.data, first.data), experiment.alpha / n_lines
+    least = detectable(metric, n, seed=experiment.seed, groups=first.groups, alpha=alpha)
     said = f"{n} items are likely to show a difference of {least:.2g} in {first.metric} (baseline {first.value:.3f})"
     if least > margin:
         said += f"; to show the margin, {margin:g}, takes about {n * (least / margin) ** 2:,.0f}"
     return least, said
 
 
-def confirmed(experiment: Experiment, trials: Sequence[Trial]) -> Experiment:
-    """The experiment with the best of the trials among its variants."""
+def n_lines(experiment: Experiment, n_candidates: int, items: Sequence[GoldenItem]) -> int:
+    """At most so many lines are judged together: metrics, on all items and each value of each slice, by candidate."""
+    values = {(key, item.slices[key]) for item in items for key in experiment.slices if key in item.slices}
+    return len(experiment.metrics) * (1 + len(values)) * n_candidates
+
+
+def confirmed(experiment: Experiment, trials: Sequence[Trial], baseline: Arm, base: Config) -> Experiment:
+    """The experiment with the best of the trials among its variants; none that is the baseline once more.
+
+    Raises ConfigError where a trial has the name of a variant, or none is left.
+    """
     assert experiment.sweep is not None
-    chosen = {one.name: variant(experiment.sweep, one.settings) for one in best(trials, experiment.sweep.confirm)}
-    return experiment.model_copy(update={"variants": chosen | experiment.variants})
+    made = {one.name: variant(experiment.sweep, one.settings) for one in trials}
+    if twice := sorted(set(made) & set(experiment.variants)):
+        raise ConfigError(f"experiment {experiment.name}: variant {twice[0]} is named and was tried; rename it")
+    others = [one for one in trials if not is_same(arm_of(one.name, made[one.name], base), baseline)]
+    chosen = {one.name: made[one.name] for one in best(others, experiment.sweep.confirm)}
+    if not chosen and len(experiment.variants) < 2:
+        raise ConfigError(f"experiment {experiment.name}: the search tried nothing but the baseline")
+    return experiment.model_copy(update={"variants": experiment.variants | chosen})
+
+
+def earlier(spark: SparkSession, lake: Lake, common: Common, experiment: Experiment) -> Mapping[str, Any] | None:
+    """The evaluation of the baseline in an earlier attempt at this run id, a row of `runs`."""
+    first = stored_run_id(f"{common.run_id}.{experiment.baseline}", "evaluate")
+    return next(iter(run_rows(spark, lake, f"run_id = {sql_text(first)}")), None)
+
+
+def decided(spark: SparkSession, lake: Lake, common: Common, experiment: Experiment) -> bool:
+    """Whether this run id has accepted verdicts alone; raises ConfigError where they are on another experiment."""
+    found = run_rows(spark, lake, f"job = {sql_text(COMPARE)} AND startswith(run_id, {sql_text(common.run_id + '.')})")
+    if any(row["outputs"][EXPERIMENT] != named(common, experiment) for row in found):
+        raise ConfigError(f"run {common.run_id} decided another experiment than this file states; give a new --run-id")
+    return bool(found) and all(row["status"] == "accepted" for row in found)
+
+
+def named(common: Common, experiment: Experiment) -> str:
+    """Its run id, #, and the SHA-256 (64 hex digits) of all that it states, its golden set with its version."""
+    stated = json.dumps(experiment.model_dump(mode="json"), sort_keys=True)
+    return f"{common.run_id}#{hashlib.sha256(stated.encode()).hexdigest()}"
 
 
 def run_experiment(
@@ -85,9 +137,15 @@ def run_experiment(
             read_claim(spark, lake, run_id, arm.due.spec.id) for run_id, arm in zip(claimed, variants, strict=False)
         ]
         experiment = as_claimed(experiment, variants, claims)
-        number, items = read_golden(spark, lake, experiment.golden)
+        before = earlier(spark, lake, common, experiment)
+        at = before["inputs"][GOLDEN.name] if before is not None else None  # a resumed run keeps its version of the set
+        number, items = read_golden(spark, lake, experiment.golden, at=at)
         golden_set = experiment.golden.partition("@")[0]
         experiment = experiment.model_copy(update={"golden": f"{golden_set}@{number}"})
+        file = reports_folder(lake, common.run_id) / "experiment.html"
+        if decided(spark, lake, common, experiment) and file.exists():
+            message = f"experiment {common.run_id} was decided before; nothing to do; report at {file}"
+            return Ending(exit_code=FINISHED, message=message, facts={"run_id": common.run_id, "report": str(file)})
         parent = stack.enter_context(
             tracking.pipeline_run(
                 lake,
@@ -107,7 +165,10 @@ def run_experiment(
                 run_arms(spark, lake, common, experiment.golden, variants[:1], run_of, progress, known=known)
             inputs = _inputs(spark, lake, experiment)
             _, measured = measurements(spark, lake, variants[0], items, part, at=inputs[FEATURES.name])
-            least, said = foreseen(experiment, primary(measured, experiment))
+            check_asked(experiment, measured, items)
+            n_candidates = len(variants) - 1 + (experiment.sweep.confirm if experiment.sweep is not None else 0)
+            n_judged = n_lines(experiment, n_candidates, items)
+            least, said = foreseen(experiment, primary(measured, experiment), n_lines=n_judged)
             progress.note(said)
             if is_dry:
                 facts = {"run_id": common.run_id, "lake": lake.uri, "golden": experiment.golden, "detectable": least}
@@ -118,7 +179,7 @@ def run_experiment(
                     trials = searched(
                         spark, lake, common, experiment, variants[0], items, seen, run_of, progress, known=known
                     )
-                    experiment = confirmed(experiment, trials)
+                    experiment = confirmed(experiment, trials, variants[0], common.config)
                     variants = arms(experiment, common.config)
                 run_arms(spark, lake, common, experiment.golden, variants[1:], run_of, progress, known=known)
                 inputs = _inputs(spark, lake, experiment)
@@ -134,11 +195,17 @@ def run_experiment(
             for one, candidate in zip(found[1:], report.candidates, strict=True):
                 mine = replace(common, run_id=f"{common.run_id}.{candidate.name}")
                 with suppress(RunAccepted):  # it is written already
-                    run_job(spark, lake, mine, concluding(found[0], one, candidate, inputs), run_of(one.arm), progress)
+                    run_job(
+                        spark,
+                        lake,
+                        mine,
+                        concluding(found[0], one, candidate, inputs, named(common, stated)),
+                        run_of(one.arm),
+                        progress,
+                    )
         except BaseException as e:
             e.add_note(f"run_id={common.run_id}")
             raise
-        file = reports_folder(lake, common.run_id) / "experiment.html"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(render(report), encoding="utf-8")
         tracking.log_files(parent, [file])
@@ -173,16 +240,24 @@ def _inputs(spark: SparkSession, lake: Lake, experiment: Experiment) -> dict[str
     return now if experiment.features_version is None else now | {FEATURES.name: experiment.features_version}
 
 
-def concluding(baseline: Measured, candidate: Measured, found: Candidate, inputs: Mapping[str, int]) -> Prepared:
-    """The job that writes down a verdict: accepted where it is better or equivalent, rejected where it is worse."""
+def concluding(
+    baseline: Measured, candidate: Measured, found: Candidate, inputs: Mapping[str, int], experiment: str
+) -> Prepared:
+    """The job that writes down a verdict: accepted where it is better or equivalent, rejected where it is worse.
+
+    Neither where both have the same vectors and differ in how they are evaluated: it says nothing of the vectors.
+    experiment: its run id and digest.
+    """
     both = {BASELINE: baseline, CANDIDATE: candidate}
     status: dict[str, Literal["finished", "accepted", "rejected"]] = {
         "better": "accepted", "equivalent": "accepted", "worse": "rejected",
     }  # fmt: skip
+    outputs = {key: f"{one.arm.due.spec.id}#{one.arm.due.fingerprint}" for key, one in both.items()}
+    is_on_vectors = outputs[BASELINE] != outputs[CANDIDATE]
     result = JobResult(
-        status=status.get(found.verdict, "finished"),
+        status=status.get(found.verdict, "finished") if is_on_vectors else "finished",
         message=f"{found.name} is {found.verdict}",
-        outputs={key: f"{one.arm.due.spec.id}#{one.arm.due.fingerprint}" for key, one in both.items()},
+        outputs=outputs | {EXPERIMENT: experiment},
         metrics={f"difference/{line.metric}": line.difference for line in found.lines if line.slice is None},
     )
     return Prepared(

@@ -42,6 +42,12 @@ class Range(_Part):
             raise ValueError(f"low is {self.low:g} and high {self.high:g}, allowed: {allowed}")
         return self
 
+    @property
+    def between(self) -> int | float:
+        """One of the numbers that is no end, and not whole where fractions are allowed."""
+        middle = self.low + 0.37 * (self.high - self.low)
+        return round(middle) if isinstance(self.low, int) and isinstance(self.high, int) else middle
+
 
 class Sweep(_Part):
     """Values of keys that become variants: every combination, or those that a search proposes one after another.

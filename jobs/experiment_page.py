@@ -29,7 +29,7 @@ from jobs.experiment_report import (
     pareto_front,
 )
 from jobs.lake import Lake, read, sql_text
-from jobs.quality import GoldenItem, Measurement
+from jobs.quality import GoldenItem, Measurement, quality_interval
 from jobs.runs import code_version
 from jobs.timing import Passes
 from jobs.work import Due, Work
@@ -103,6 +103,8 @@ def primary(measured: Sequence[Measurement], experiment: Experiment) -> Measurem
     """The measurement that decides; raises ConfigError where it is none of these."""
     wanted = next(iter(experiment.metrics))
     there = {one.metric: one for one in measured}
+    if wanted in there and not there[wanted].items:
+        raise ConfigError(f"no item is left to measure {wanted} on; the golden set is too small to be divided")
     if wanted not in there:
         raise ConfigError(f"metric {wanted!r} is not measured here; measured: {', '.join(there)}")
     return there[wanted]
@@ -110,14 +112,17 @@ def primary(measured: Sequence[Measurement], experiment: Experiment) -> Measurem
 
 def variant_of(measured: Measured, experiment: Experiment, *, is_on_front: bool) -> Variant:
     """A variant as the page shows it."""
-    p95, usd = level(measured.passes.p95_ms), dollars(measured)
+    p95, usd, first = level(measured.passes.p95_ms), dollars(measured), primary(measured.measurements, experiment)
+    quality_low, quality_high = quality_interval(first, seed=experiment.seed) or (None, None)
     return Variant(
         name=measured.arm.name,
         featurizer=measured.arm.due.spec.id,
         fingerprint=measured.arm.due.fingerprint,
         is_baseline=measured.arm.name == experiment.baseline,
         settings={key: json.dumps(value) for key, value in measured.arm.settings.items()},
-        quality=primary(measured.measurements, experiment).value,
+        quality=first.value,
+        quality_low=quality_low,
+        quality_high=quality_high,
         p95_ms=p95.value,
         p95_low=p95.low,
         p95_high=p95.high,

@@ -61,9 +61,10 @@ def log_measured(tracked: Tracked, measured: Measured, variant: Variant, baselin
     baseline: whose answers the shifts are against; None: it is the baseline.
     """
     named = {f"quality/{one.metric}": one.value for one in measured.measurements}
-    named |= {name: getattr(variant, name) for name in ("p95_ms", "usd_per_million", "error_rate")}
+    named |= {"latency_ms/p95": variant.p95_ms, "cost_usd/total": variant.usd_per_million}  # dollars of a million items
+    named["errors/rate"] = variant.error_rate
     before = baseline.frames if baseline is not None else None
-    named |= {f"health/{figure}": value for figure, value in health_of(measured.frames, before).items()}
+    named |= {f"quality/health/{figure}": value for figure, value in health_of(measured.frames, before).items()}
     tracking.log_metrics(tracked, named)
 
 

@@ -207,6 +207,22 @@ def detectable(
     Of a metric of any form: its bootstrap standard error stands for the variance of an item, and the answers of two
     variants to one item are taken to correlate by `correlation`.
     """
+    deviation = _spread(metric, n_items, seed=seed, groups=groups) * np.sqrt(n_items) * np.sqrt(2 * (1 - correlation))
+    return minimum_detectable_effect(deviation, n_items, alpha=alpha, power=power)
+
+
+def level_interval(
+    metric: Metric, n_items: int, *, seed: int, groups: NDArray[np.int64] | None = None, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Student's interval of one variant's own metric, the baseline's of `metric`, as `Difference.interval` has it."""
+    value = float(metric(np.repeat([1.0, 0.0], n_items)[None])[0])
+    half = -_student_quantile((1 - confidence) / 2, _units(n_items, groups)[1])
+    half *= _spread(metric, n_items, seed=seed, groups=groups)
+    return value - half, value + half
+
+
+def _spread(metric: Metric, n_items: int, *, seed: int, groups: NDArray[np.int64] | None) -> float:
+    """The bootstrap's standard error of the baseline's metric."""
     random = np.random.default_rng(seed)
     units, n_units = _units(n_items, groups)
 
@@ -214,9 +230,7 @@ def detectable(
         counts = _counts(random, n_units, size)[:, units]
         return metric(np.hstack([counts, np.zeros_like(counts)]))
 
-    spread = float(np.nanstd(_in_chunks(resampled, N_RESAMPLES, n_items), ddof=1))
-    deviation = spread * np.sqrt(n_items) * np.sqrt(2 * (1 - correlation))
-    return minimum_detectable_effect(deviation, n_items, alpha=alpha, power=power)
+    return float(np.nanstd(_in_chunks(resampled, N_RESAMPLES, n_items), ddof=1))
 
 
 def items_needed(standard_deviation: float, effect: float, *, alpha: float = 0.05, power: float = POWER) -> int:
@@ -283,11 +297,21 @@ def judge(
             verdict="equivalent",
             reason=f"the difference is between {low:+.3g} and {high:+.3g}, within {margin:g} of none",
         )
-    deviation = difference.standard_error * np.sqrt(difference.n_items)
-    needed = items_needed(deviation, margin, alpha=alpha)
-    n_more = max(1, needed - difference.n_items)
     return Judged(
         verdict="undecided",
         reason=f"the difference may be anything between {low:+.3g} and {high:+.3g}; {margin:g} would matter",
-        n_more=n_more,
+        n_more=deciding_items(difference, margin=margin, alpha=alpha) - difference.n_items,
     )
+
+
+def deciding_items(difference: Difference, *, margin: float, alpha: float = 0.05) -> int:
+    """How many items would decide a difference that stays as it is: show it, or that it lies within the margin.
+
+    At least one more than there are.
+    """
+    from scipy.stats import norm
+
+    away = abs(difference.difference)
+    shown = (norm.ppf(1 - alpha / 2) * difference.standard_error / away) ** 2 if away else np.inf
+    within = (norm.ppf(1 - alpha) * difference.standard_error / (margin - away)) ** 2 if away < margin else np.inf
+    return max(difference.n_items + 1, int(np.ceil(min(shown, within) * difference.n_items)))

@@ -27,19 +27,22 @@ class PromotionRefused(ValueError):
     """The vector space may not become the champion; the message says what is lacking."""
 
 
-def comparisons(rows: Sequence[Mapping[str, Any]], candidate: str, champion: str | None) -> list[str]:
-    """Ids of the accepted comparisons of `candidate` among rows of `runs`; against the champion, where there is one.
+def comparison(rows: Sequence[Mapping[str, Any]], candidate: str, champion: str | None) -> str | None:
+    """Id of the last comparison of `candidate` among rows of `runs`, against the champion, where there is one; None
+    where there is none, or where it was rejected.
 
     candidate, champion: `featurizer#fingerprint`.
     """
-    return [
-        row["run_id"]
+    judged = [
+        row
         for row in rows
         if row["job"] == COMPARE
-        and row["status"] == "accepted"
+        and row["status"] in ("accepted", "rejected")
         and (row["outputs"] or {}).get(CANDIDATE) == candidate
         and champion in (None, (row["outputs"] or {}).get(BASELINE))
     ]
+    last = max(judged, key=lambda row: (row["ended"], row["run_id"]), default=None)
+    return last["run_id"] if last is not None and last["status"] == "accepted" else None
 
 
 def published_fingerprint(spark: SparkSession, lake: Lake, name: str) -> tuple[str, str]:
@@ -70,14 +73,14 @@ def promote(common: Common, name: str, *, force: str | None) -> Ending:
         if standing and (standing[-1].featurizer, standing[-1].fingerprint) == (featurizer, fingerprint):
             raise PromotionRefused(f"{standing[-1]} is the champion already, by {standing[-1].run_id}")
         before = f"{standing[-1].featurizer}#{standing[-1].fingerprint}" if standing else None
-        found = comparisons(run_rows(spark, lake, f"job = '{COMPARE}'"), f"{featurizer}#{fingerprint}", before)
-        if not found and force is None:
+        found = comparison(run_rows(spark, lake, f"job = '{COMPARE}'"), f"{featurizer}#{fingerprint}", before)
+        if found is None and force is None:
             against = f" against {standing[-1]}" if standing else ""
             raise PromotionRefused(
                 f"no accepted comparison of {featurizer}#{fingerprint[:8]}{against}; run lakelens compare or an "
                 "experiment, or give a reason with --force"
             )
-        why = f"by {found[-1]}" if found else f"forced: {force}"
+        why = f"by {found}" if found else f"forced: {force}"
         return Champion(featurizer, fingerprint, ""), f"{why}; before: {standing[-1] if standing else 'none'}"
 
     return _move(common, PROMOTE, chosen)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from jobs import corpus_metrics, item_metrics
 from jobs.corpus_metrics import Classes, Copies, Data, Detections, Found, TwoColumns, Values, match_boxes
 from jobs.golden_labels import LabelledBox
-from jobs.paired import Difference, Metric, compare
+from jobs.paired import Difference, Metric, compare, level_interval, too_few
 
 NAN = float("nan")
 Pair = Callable[[Any, Any], Metric]  # of the data of two variants, the baseline's first
@@ -112,6 +112,20 @@ def compare_measurements(baseline: Measurement, candidate: Measurement, *, seed:
     return compare(baseline.pair(baseline.data, candidate.data), len(baseline.items), seed=seed, groups=baseline.groups)
 
 
+def too_few_of(measured: Measurement, n_different: int) -> str | None:
+    """Why a metric of these items has no interval, or None where it has one; see jobs.paired.too_few."""
+    classes = measured.data.columns[1] if isinstance(measured.data, Classes) else None
+    return too_few(measured.metric, len(measured.items), n_different, groups=measured.groups, classes=classes)
+
+
+def quality_interval(measured: Measurement, *, seed: int) -> tuple[float, float] | None:
+    """The 95 % interval of a metric of one featurizer; None where there are too few items for one."""
+    if too_few_of(measured, 0) or np.isnan(measured.value):
+        return None
+    metric = measured.pair(measured.data, measured.data)
+    return level_interval(metric, len(measured.items), seed=seed, groups=measured.groups)
+
+
 def _ratio(
     metric: str, items: Sequence[str], above: Values, below: Values, *, higher_is_better: bool = True
 ) -> Measurement:
@@ -147,10 +161,10 @@ def _found(items: Sequence[GoldenItem], answers: Mapping[str, Answer]) -> list[A
     media_ids = [item.media_id or item.item_id for item in items]
     if missing := [media_id for media_id in media_ids if media_id not in answers]:
         raise ValueError(f"{len(missing)} of {len(items)} media have no answer, such as {missing[0]}: featurize them")
-    return [_cleared(answers[media_id]) for media_id in media_ids]
+    return [cleared(answers[media_id]) for media_id in media_ids]
 
 
-def _cleared(answer: Answer) -> Answer:
+def cleared(answer: Answer) -> Answer:
     """`answer` without features if it failed."""
     if not answer.is_failed:
         return answer
@@ -367,34 +381,3 @@ def _entities(items: Sequence[GoldenItem], found: Sequence[Answer]) -> list[Meas
         _ratio("entity_f1", ids, 2 * hits, 2 * hits + false + missed),
         _ratio("linking_accuracy", ids, np.array(n_right, np.float64), np.array([len(one) for one in links], float)),
     ]
-
-
-# -- without labels -----------------------------------------------------------------------------------------------
-
-
-def health(before: Sequence[Answer] | None, after: Sequence[Answer]) -> dict[str, float]:
-    """What can be told of answers without labels; against those of before, where there are any.
-
-    effective_dimensions: of the vectors of `after`; share_of_empty: of its answers, those that failed among them.
-    score_shift, vector_shift: population stability index of the scores, and the largest of the vectors along the first
-    principal components of `before`. NaN where there is nothing to look at.
-    """
-    scores, vectors = _pooled(after)
-    found = {
-        "effective_dimensions": item_metrics.effective_dimensions(vectors),
-        "share_of_empty": float(np.mean([not _cleared(answer).label for answer in after])) if after else NAN,
-    }
-    if before is not None:
-        old_scores, old_vectors = _pooled(before)
-        found["score_shift"] = item_metrics.population_stability_index(old_scores, scores)
-        found["vector_shift"] = item_metrics.vector_shift(old_vectors, vectors)
-    return found
-
-
-def _pooled(answers: Sequence[Answer]) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-    """All scores, and all vectors."""
-    found = [answer for answer in answers if _cleared(answer).label]
-    if not found:
-        return np.zeros(0), np.zeros((0, 0), np.float32)
-    scores, vectors = np.concatenate([one.score for one in found]), np.concatenate([one.vector for one in found])
-    return scores[~np.isnan(scores)], vectors[~np.isnan(vectors).any(axis=1)]

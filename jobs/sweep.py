@@ -24,7 +24,10 @@ def grid(sweep: Sweep) -> dict[str, VariantConf]:
     if n_variants > MAX_VARIANTS:
         raise ConfigError(f"the grid has {n_variants} variants, allowed: {MAX_VARIANTS}; take method: search")
     combinations = [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
-    return {variant_name(each): variant(sweep, each) for each in combinations}
+    found = {variant_name(each): variant(sweep, each) for each in combinations}
+    if len(found) < n_variants:
+        raise ConfigError(f"two of the grid's {n_variants} variants have one name, such as {next(iter(found))}")
+    return found
 
 
 def variant(sweep: Sweep, settings: Settings) -> VariantConf:
@@ -35,15 +38,11 @@ def variant(sweep: Sweep, settings: Settings) -> VariantConf:
 
 def variant_name(settings: Settings) -> str:
     """What a combination is called: the last word of each key and its value, in letters that a run id allows."""
-    parts = [f"{key.rpartition('.')[2]}-{_text(value)}" for key, value in settings.items()]
+    parts = [f"{key.rpartition('.')[2]}-{value}" for key, value in settings.items()]
     name = re.sub(r"[^A-Za-z0-9_+.-]", "-", ".".join(parts)).strip("-.")
     if len(name) <= 80:
         return name
     return f"{name[:71]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-
-
-def _text(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def with_grid(experiment: Experiment) -> Experiment:

@@ -343,8 +343,8 @@ def registered_version(tracked: Tracked, kind: str, tags: Mapping[str, str]) -> 
         said = f"Vector spaces of kind {kind}, a version for each fingerprint; `champion` is what readers get."
         client.create_registered_model(model, description=said)
     there = client.search_model_versions(f"name = '{model}' and tags.fingerprint = '{tags['fingerprint']}'")
-    if there:
-        return str(there[0].version)
+    if mine := [one for one in there if one.tags.get("lake") == tags["lake"]]:  # lakes may share a server
+        return str(mine[0].version)
     client.log_text(tracked.mlflow_run_id, yaml.safe_dump(dict(tags), sort_keys=False), VECTOR_SPACE)
     source = f"runs:/{tracked.mlflow_run_id}/{VECTOR_SPACE}"  # a server takes no other path of a local lake
     made = client.create_model_version(

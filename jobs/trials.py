@@ -21,14 +21,14 @@ from jobs.quality import GoldenItem
 from jobs.run import Prepared, run_job
 from jobs.runs import JobResult, run_rows, stored_run_id
 from jobs.sweep import Search, Settings, key_of, variant, variant_name
-from jobs.variants import Part, arm_of, measure, run_arm
+from jobs.variants import Part, arm_of, measurements, run_arm, timing
 from schemas import FEATURES
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 TRIAL = "trial"
-SETTINGS = "settings"  # key of a trial's outputs
+SETTINGS, GOLDEN_SET = "settings", "golden"  # keys of a trial's outputs
 OBJECTIVES = ("quality", "p95_ratio", "usd_ratio")  # of its metrics
 
 
@@ -58,8 +58,9 @@ def searched(
                 run_job(spark, lake, mine, job, run_of(arm), progress)
                 row = _accepted(spark, lake, mine)
                 assert row is not None
-            if (done := row["outputs"][SETTINGS]) != key:
-                raise ConfigError(f"run {common.run_id} tried {done}, and the file now says {key}; give a new --run-id")
+            done = {name: row["outputs"][name] for name in (SETTINGS, GOLDEN_SET)}
+            if done != (now := {SETTINGS: key, GOLDEN_SET: experiment.golden}):
+                raise ConfigError(f"run {common.run_id} tried {done}, and the file now says {now}; give a new --run-id")
             quality, p95_ratio, usd_ratio = (row["metrics"][name] for name in OBJECTIVES)
             trials[key] = Trial(name=name, settings=settings, objectives=(quality, p95_ratio, usd_ratio))
         search.tell(trials[key].objectives)
@@ -81,19 +82,21 @@ def trying(
 
     def run(spark: SparkSession, lake: Lake, _: object) -> JobResult:
         at = evaluate.pins(spark, lake)[FEATURES.name]
-        first, found = measure(spark, lake, experiment, [baseline, arm], items, part, at=at)
-        wanted = primary(found.measurements, experiment)
+        frames, found = measurements(spark, lake, arm, items, part, at=at)
+        wanted = primary(found, experiment)
         if np.isnan(wanted.value):
             raise ConfigError(f"{wanted.metric} is not defined on the {len(wanted.items)} items that the search sees")
+        timed = timing(spark, lake, experiment, [baseline, arm], frames)
+        mine, theirs = timed[arm.name], timed[baseline.name]
         values = (
             wanted.value if wanted.higher_is_better else -wanted.value,
-            float(np.median(found.passes.p95_ms / first.passes.p95_ms)),
-            float(np.median(found.passes.cpu_s / first.passes.cpu_s)),
+            float(np.median(mine.p95_ms / theirs.p95_ms)),
+            float(np.median(mine.cpu_s / theirs.cpu_s)),
         )
         return JobResult(
             status="accepted",
             message=f"{arm.name}: {wanted.metric} {wanted.value:.4f}",
-            outputs={SETTINGS: key_of(settings)},
+            outputs={SETTINGS: key_of(settings), GOLDEN_SET: experiment.golden},
             metrics=dict(zip(OBJECTIVES, values, strict=True)),
         )
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 
 from jobs import evaluate, featurize, tracking
 from jobs.check import EXPERIMENT
 from jobs.claims import check_fingerprint
 from jobs.command import Common
-from jobs.config import Config, load_config
+from jobs.config import Config, ConfigError, load_config
 from jobs.engine import EngineSettings
 from jobs.experiment_file import Experiment, Range, VariantConf
 from jobs.experiment_page import Arm, Measured
@@ -23,6 +22,7 @@ from jobs.lake import Lake, read
 from jobs.progress import Progress
 from jobs.quality import GoldenItem, Measurement
 from jobs.run import Prepared, run_job
+from jobs.runs import RunAccepted, RunPublished
 from jobs.sweep import Settings, is_searched, variant, variant_name
 from jobs.timing import Passes, Timed, interleaved
 from jobs.work import Selection, prepare
@@ -48,13 +48,40 @@ def arms(experiment: Experiment, base: Config) -> list[Arm]:
     """The variants, the baseline first; raises what is wrong with one of them, or with what is to be searched."""
     names = [experiment.baseline, *(name for name in experiment.variants if name != experiment.baseline)]
     found = [arm_of(name, experiment.variants[name], base) for name in names]
+    if same := [arm.name for arm in found[1:] if arm.settings and is_same(arm, found[0])]:
+        raise ConfigError(
+            f"experiment {experiment.name}: what is set for {same[0]} changes neither what is computed nor how it is "
+            f"evaluated: {', '.join(found[names.index(same[0])].settings)}"
+        )
     if experiment.sweep is not None:
-        over = experiment.sweep.over
-        values = {key: [each.low, each.high] if isinstance(each, Range) else each for key, each in over.items()}
+        values = {
+            key: [each.low, each.high, each.between] if isinstance(each, Range) else each
+            for key, each in experiment.sweep.over.items()
+        }
         first: Settings = {key: each[0] for key, each in values.items()}
         for settings in [first, *({**first, key: value} for key, each in values.items() for value in each[1:])]:
             arm_of(variant_name(settings), variant(experiment.sweep, settings), base)
     return found
+
+
+def is_same(one: Arm, other: Arm) -> bool:
+    """Whether two variants compute the same vectors and evaluate them alike."""
+    return one.due.fingerprint == other.due.fingerprint and one.config.evaluate == other.config.evaluate
+
+
+def run_once(
+    spark: SparkSession, lake: Lake, common: Common, job: Prepared, parent: tracking.Tracked, progress: Progress
+) -> None:
+    """Run a job of an experiment, unless an earlier attempt of this run id finished it and a check has accepted it.
+
+    Where one was killed, and a check has published what it wrote by then, the rest is another run.
+    """
+    try:
+        run_job(spark, lake, common, job, parent, progress)
+    except RunAccepted:
+        return
+    except RunPublished:
+        run_once(spark, lake, replace(common, run_id=f"{common.run_id}+"), job, parent, progress)
 
 
 def run_arm(
@@ -66,7 +93,7 @@ def run_arm(
     The run's job is `experiment`: a check does not judge it, so what a variant found is not published.
     """
     if arm.due.fingerprint not in known:
-        run_job(spark, lake, common, featurizing(arm, Selection(golden=golden)), parent, progress)
+        run_once(spark, lake, common, featurizing(arm, Selection(golden=golden)), parent, progress)
         known.add(arm.due.fingerprint)
 
 
@@ -97,7 +124,7 @@ def evaluating(arm: Arm, golden: str) -> Prepared:
 class Part:
     """Some items of a golden set: those that a search sees, or the others."""
 
-    groups: Mapping[str, str]  # item id -> what must not be torn apart, such as the copies of one picture
+    groups: Mapping[str, str]  # item id -> what must not be torn apart: copies, and queries for the same pictures
     share: float  # that a search sees
     seed: int
     searched: bool
@@ -108,10 +135,29 @@ class Part:
         return measured.only([i for i, searched in enumerate(drawn) if searched == self.searched])
 
 
+def query_groups(relevant: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Query -> a name of its group: queries that have a relevant media in common, whatever connects them, are one.
+
+    relevant: query -> media ids, at least one each.
+    """
+    parent: dict[str, str] = {}
+
+    def root(media_id: str) -> str:
+        while (above := parent.setdefault(media_id, media_id)) != media_id:
+            media_id = above
+        return media_id
+
+    for media_ids in relevant.values():
+        for other in media_ids[1:]:
+            parent[root(other)] = root(media_ids[0])
+    return {query: root(media_ids[0]) for query, media_ids in relevant.items()}
+
+
 def part_of(experiment: Experiment, items: Sequence[GoldenItem], *, searched: bool) -> Part:
     """The items that a search sees, or those that the verdict is on; without a search all of them."""
     share = 0.0 if experiment.sweep is None or experiment.sweep.method != "search" else experiment.sweep.search_share
     groups = {item.item_id: item.copy_group for item in items if item.copy_group is not None}
+    groups |= query_groups({item.item_id: sorted(item.relevant) for item in items if item.relevant})
     return Part(groups=groups, share=share, seed=experiment.seed, searched=searched)
 
 
@@ -130,13 +176,12 @@ def measure(
     part: Part, *, at: int,
 ) -> list[Measured]:  # fmt: skip
     """Every metric of every variant at one version of `features`, and what it costs, in turn on this machine."""
-    media_ids = [item.media_id for item in items if item.media_id is not None]
     found = []
     for arm in variants:
         frames, measured = measurements(spark, lake, arm, items, part, at=at)
         failed = [all(frame.features is None for frame in each) for each in frames.values()]
         found.append((arm, frames, measured, float(np.mean(failed))))
-    timed = timing(spark, lake, experiment, variants, media_ids)
+    timed = timing(spark, lake, experiment, variants, found[0][1])
     return [
         Measured(arm=arm, frames=frames, measurements=measured, passes=timed[arm.name], error_rate=error_rate)
         for arm, frames, measured, error_rate in found
@@ -144,17 +189,24 @@ def measure(
 
 
 def timing(
-    spark: SparkSession, lake: Lake, experiment: Experiment, variants: Sequence[Arm], media_ids: Sequence[str]
+    spark: SparkSession, lake: Lake, experiment: Experiment, variants: Sequence[Arm], frames: evaluate.Frames
 ) -> Mapping[str, Passes]:
-    """Passes of all variants over the same media, the first by id, in turn; those of one fingerprint are one."""
+    """Passes of all variants over the same media, in turn; those of one fingerprint are one.
+
+    frames: of the baseline, whose first media by id are taken, except those that failed. Raises ConfigError where all
+    did.
+    """
     from pyspark.sql import functions as F
 
     columns = ["media_id", "content", "pack_uri", "offset", "length", "mime"]
-    chosen = sorted(set(media_ids))[: experiment.timed_media]
+    whole = [media_id for media_id, each in frames.items() if any(frame.features is not None for frame in each)]
+    if not whole:
+        raise ConfigError(f"none of the {len(frames)} media of {experiment.golden} can be featurized, so none is timed")
+    chosen = sorted(whole)[: experiment.timed_media]
     table = (
         read(spark, lake, MEDIA).where(F.col("media_id").isin(chosen)).select(*columns).orderBy("media_id").toArrow()
     )
-    [batch] = table.combine_chunks().to_batches() or [pa.RecordBatch.from_pylist([], schema=table.schema)]
+    [batch] = table.combine_chunks().to_batches()
     of_fingerprint = {arm.due.fingerprint: arm for arm in variants}
     timed = []
     for fingerprint, arm in of_fingerprint.items():

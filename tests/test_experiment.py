@@ -11,7 +11,7 @@ import pytest
 from jobs.claims import ComparisonRefused
 from jobs.config import ConfigError, load_config
 from jobs.evaluate import Frame
-from jobs.experiment import foreseen
+from jobs.experiment import check_asked, foreseen, n_lines
 from jobs.experiment_file import checked, read_experiment, two_featurizers
 from jobs.experiment_page import said_of
 from jobs.quality import GoldenItem, zero_shot
@@ -76,11 +76,31 @@ def test_what_items_can_show_is_said_before_the_candidates_run() -> None:
     items = [GoldenItem(item_id=str(i), kind="labels", labels=("cat",)) for i in range(400)]
     right = np.arange(400) % 2 == 0
     found = zero_shot(items, ["cat", "dog"], np.stack([right, ~right], axis=1).astype(float))
-    least, said = foreseen(checked(EXPERIMENT, "file"), found[0])
+    least, said = foreseen(checked(EXPERIMENT, "file"), found[0], n_lines=1)
     assert least == pytest.approx(2.8016 * 0.5 / 20, rel=0.05)  # of a coin, answers correlating by one half
-    assert "400 items are likely to show a difference of 0.07" in said and "(baseline 0.500); to show the margin" in said
+    assert "400 items are likely to show a difference of 0.07" in said
+    assert "(baseline 0.500); to show the margin" in said
     wide = checked(EXPERIMENT | {"metrics": {"top_1": {"margin": 0.2}}}, "file")
-    assert "margin" not in foreseen(wide, found[0])[1]
+    assert foreseen(wide, found[0], n_lines=8)[0] == pytest.approx(least * 3.576 / 2.8016, rel=0.01)  # alpha / 8
+    assert "margin" not in foreseen(wide, found[0], n_lines=1)[1]
+
+
+def test_metrics_and_slices_that_are_not_there_are_refused_before_the_candidates_run() -> None:
+    items = [GoldenItem(item_id=str(i), kind="labels", labels=("cat",), slices={"size": "web"}) for i in range(4)]
+    found = zero_shot(items, ["cat"], np.ones((4, 1)))
+    check_asked(checked(EXPERIMENT, "file"), found, items)
+    misspelt = checked(EXPERIMENT | {"metrics": EXPERIMENT["metrics"] | {"top_one": {"margin": 0.1}}}, "file")
+    with pytest.raises(ConfigError, match="metric 'top_one' is not measured on few; measured: top_1, mean_per_class"):
+        check_asked(misspelt, found, items)
+    with pytest.raises(ConfigError, match="slice 'sise' is of no item of few; there are: size"):
+        check_asked(checked(EXPERIMENT | {"slices": ["sise"]}, "file"), found, items)
+    assert n_lines(checked(EXPERIMENT, "file"), 3, items) == 6  # one metric, all items and one slice, three candidates
+
+
+def test_settings_that_change_nothing_are_refused() -> None:
+    idle = {"one": {"featurizer": CONCEPTS}, "idle": {"featurizer": CONCEPTS, "set": {"featurize.wave_media": 7}}}
+    with pytest.raises(ConfigError, match=r"what is set for idle changes neither .*: featurize\.wave_media"):
+        arms(checked(EXPERIMENT | {"variants": idle}, "file"), load_config())
 
 
 def test_two_featurizers_are_an_experiment_without_a_file() -> None:

@@ -130,11 +130,11 @@ def test_an_experiment_is_a_tree_of_variants_and_their_jobs_that_can_be_searched
     assert found("metrics.`quality/top_1` > 0.8").keys() == {"fast"}
     fast, one, top = runs["fast"], runs["one"], runs["try"]
     assert fast.data.params == {"featurizer": CONCEPTS, "featurize.decode_profile": "fast"}
-    assert fast.data.metrics["p95_ms"] == pytest.approx(10) and fast.data.metrics["error_rate"] == 0
+    assert fast.data.metrics["latency_ms/p95"] == pytest.approx(10) and fast.data.metrics["errors/rate"] == 0
     assert fast.data.metrics["difference/top_1"] == pytest.approx(0.5)
     low, high = (fast.data.metrics[f"difference/top_1/{end}"] for end in ("low", "high"))
     assert 0.3 < low < 0.5 < high < 0.7 and fast.data.metrics["difference/top_1/adjusted_p"] < 0.01
-    assert fast.data.metrics["health/share_of_empty"] == pytest.approx(0.1)
+    assert fast.data.metrics["quality/health/share_of_empty"] == pytest.approx(0.1)
     assert not any(name.startswith("difference/") for name in one.data.metrics)
     for run in (top, fast, one):
         assert {(d.dataset.name, d.dataset.digest) for d in run.inputs.dataset_inputs} == {

@@ -8,11 +8,14 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from jobs.paired import (
+    Difference,
     compare,
+    deciding_items,
     detectable,
     holm,
     items_needed,
     judge,
+    level_interval,
     mean_metric,
     minimum_detectable_effect,
     too_few,
@@ -145,3 +148,24 @@ def test_groups_of_copies_count_instead_of_items_and_each_class_of_a_mean_needs_
     assert too_few("copies_found_at_1e-3", 200, 200, groups=np.arange(200) // 2) is None
     classes = np.repeat([0.0, 1.0], [191, 9])
     assert "a class has 9 items, at least 10" in str(too_few("mean_per_class_accuracy", 200, 200, classes=classes))
+
+
+def test_what_is_undecided_says_how_many_items_would_decide_it_if_the_difference_stays() -> None:
+    def found(difference: float, standard_error: float) -> Difference:
+        return Difference(
+            n_items=200, n_units=200, baseline=0.5, candidate=0.5 + difference, difference=difference,
+            standard_error=standard_error, p_value=0.13,
+        )  # fmt: skip
+
+    near = deciding_items(found(0.0105, 0.007), margin=0.02)  # shown at 1.96 errors, within the margin at 1.64
+    assert near == pytest.approx(200 * min((1.96 * 0.007 / 0.0105) ** 2, (1.645 * 0.007 / 0.0095) ** 2), abs=2)
+    assert deciding_items(found(0.0, 0.02), margin=0.02) == pytest.approx(200 * 1.645**2, abs=2)
+    assert deciding_items(found(0.03, 0.02), margin=0.02) == pytest.approx(200 * (1.96 * 2 / 3) ** 2, abs=2)
+    assert deciding_items(found(0.5, 0.001), margin=0.02) == 201
+
+
+def test_one_variant_has_the_interval_of_its_own_mean() -> None:
+    baseline, candidate = answers(7)
+    low, high = level_interval(mean_metric(baseline, candidate), 200, seed=0)
+    half = stats.t.ppf(0.975, 199) * np.std(baseline, ddof=1) / np.sqrt(200)
+    assert (low, high) == pytest.approx((baseline.mean() - half, baseline.mean() + half), abs=0.1 * half)

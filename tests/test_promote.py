@@ -12,7 +12,7 @@ import pytest
 from jobs.config import load_config
 from jobs.evaluate import champion_frames
 from jobs.lake import append, open_lake, version
-from jobs.promote import PromotionRefused, comparisons, published_fingerprint
+from jobs.promote import PromotionRefused, comparison, published_fingerprint
 from jobs.published import NoChampion, SeveralFingerprints, promotions, published
 from jobs.work import prepare
 from schemas import FEATURES, RUNS
@@ -45,13 +45,18 @@ def test_the_last_promotion_of_a_kind_holds_and_a_rollback_takes_it_away() -> No
 
 
 def test_only_an_accepted_comparison_with_the_champion_counts() -> None:
-    def compared(run_id: str, baseline: str, status: str = "accepted") -> rows.Row:
-        return rows.run_row(run_id, "compare", status=status, outputs={"baseline": baseline, "candidate": "a#2"})
+    def compared(run_id: str, baseline: str, at: int, status: str = "accepted") -> rows.Row:
+        outputs = {"baseline": baseline, "candidate": "a#2"}
+        return rows.run_row(run_id, "compare", status=status, outputs=outputs) | {
+            "ended": rows.NOW + timedelta(hours=at)
+        }
 
-    found = [compared("x", "a#1"), compared("y", "b#1"), compared("z", "a#1", "rejected")]
-    assert comparisons(found, "a#2", "a#1") == ["x"]
-    assert comparisons(found, "a#2", None) == ["x", "y"]
-    assert comparisons(found, "a#3", None) == []
+    found = [compared("y", "b#1", 2), compared("x", "a#1", 1), compared("z", "a#1", 0, "rejected")]
+    assert comparison(found, "a#2", "a#1") == "x"  # what was rejected before does not count
+    assert comparison(found, "a#2", None) == "y"
+    assert comparison(found, "a#3", None) is None
+    assert comparison([*found, compared("w", "a#1", 3, "rejected")], "a#2", "a#1") is None
+    assert comparison([*found, compared("w", "a#1", 3, "finished")], "a#2", "a#1") == "x"  # undecided
 
 
 @pytest.mark.spark

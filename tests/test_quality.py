@@ -25,6 +25,7 @@ from sklearn.metrics import (
 from sklearn.preprocessing import MultiLabelBinarizer
 
 from jobs.golden_labels import LabelledBox
+from jobs.health import unlabelled
 from jobs.item_metrics import edit_distance
 from jobs.paired import compare, mean_metric
 from jobs.quality import (
@@ -35,7 +36,6 @@ from jobs.quality import (
     compare_measurements,
     copy_detection,
     detection,
-    health,
     query_retrieval,
     text_reading,
     zero_shot,
@@ -771,14 +771,14 @@ def test_a_shift_of_scores_or_of_vectors_shows_in_its_own_figure() -> None:
     scale = np.array([5.0, 3, 2, 1, 0.5, 0])
     before = with_vectors(random.normal(0, 1, (3000, 6)) * scale, random.random(3000))
     same_vectors = random.normal(0, 1, (3000, 6)) * scale
-    calm = health(before, with_vectors(same_vectors, random.random(3000)))
+    calm = unlabelled(before, with_vectors(same_vectors, random.random(3000)))
     assert calm["score_shift"] < 0.02 and calm["vector_shift"] < 0.02
-    louder = health(before, with_vectors(same_vectors, random.random(3000) ** 2))
+    louder = unlabelled(before, with_vectors(same_vectors, random.random(3000) ** 2))
     assert louder["score_shift"] > 0.25 and louder["vector_shift"] < 0.02
-    moved = health(before, with_vectors(same_vectors + np.eye(6)[3], random.random(3000)))
+    moved = unlabelled(before, with_vectors(same_vectors + np.eye(6)[3], random.random(3000)))
     assert moved["vector_shift"] > 0.25 and moved["score_shift"] < 0.02
     # an axis along which `before` is flat shows nothing: there is no share to compare with
-    flat = health(before, with_vectors(same_vectors - np.eye(6)[5], random.random(3000)))
+    flat = unlabelled(before, with_vectors(same_vectors - np.eye(6)[5], random.random(3000)))
     assert flat["vector_shift"] < 0.02
 
 
@@ -788,7 +788,7 @@ def test_a_shift_behind_the_first_eight_components_does_not_count() -> None:
     for axis, is_seen in ((7, True), (8, False)):
         after = vectors[1].copy()
         after[:, axis] += 4
-        shift = health(with_vectors(vectors[0], np.ones(3000)), with_vectors(after, np.ones(3000)))["vector_shift"]
+        shift = unlabelled(with_vectors(vectors[0], np.ones(3000)), with_vectors(after, np.ones(3000)))["vector_shift"]
         assert (shift > 0.25) == is_seen and (shift < 0.05) != is_seen
 
 
@@ -797,11 +797,11 @@ def test_health_of_one_set_alone_has_dimensions_and_the_share_of_empty() -> None
     plane = np.hstack([random.normal(0, 1, (1000, 2)), np.zeros((1000, 4))])
     answers = with_vectors(plane, np.ones(1000))
     wild = replace(with_vectors(np.full((1, 6), 1e6), np.ones(1))[0], is_failed=True)
-    found = health(None, [*answers, answer(), wild])
+    found = unlabelled(None, [*answers, answer(), wild])
     assert set(found) == {"effective_dimensions", "share_of_empty"}
     assert found["effective_dimensions"] == pytest.approx(2, abs=0.02)
     assert found["share_of_empty"] == pytest.approx(2 / 12)
     # failed answers are not looked at
-    assert health([*answers, wild], answers)["vector_shift"] == health(answers, answers)["vector_shift"] == 0
-    nothing = health([answer()], [answer(is_failed=True)])
+    assert unlabelled([*answers, wild], answers)["vector_shift"] == unlabelled(answers, answers)["vector_shift"] == 0
+    nothing = unlabelled([answer()], [answer(is_failed=True)])
     assert nothing.pop("share_of_empty") == 1 and np.isnan(list(nothing.values())).all()

@@ -13,7 +13,7 @@ from jobs.experiment_file import Range, Sweep, checked
 from jobs.experiment_report import Trial
 from jobs.quality import GoldenItem, zero_shot
 from jobs.sweep import Search, best, grid, is_searched, variant_name, with_grid
-from jobs.variants import arms, part_of
+from jobs.variants import arms, part_of, query_groups
 from tests.test_evaluate import CONCEPTS, EXPERIMENT
 
 INT8 = "concept_efficientnet.lite0_int8@1"
@@ -41,6 +41,11 @@ def test_a_grid_is_every_combination_with_a_name_that_a_run_id_allows() -> None:
     }
     with pytest.raises(ConfigError, match="variant bridge_labels-1 is named and in the grid"):
         with_grid(checked(twice, "file"))
+
+
+def test_variants_of_one_name_are_refused() -> None:
+    with pytest.raises(ConfigError, match="two of the grid's 2 variants have one name, such as key-1"):
+        grid(Sweep(featurizer=CONCEPTS, over={"a.key": [1, "1"]}))
 
 
 def test_long_names_stay_apart() -> None:
@@ -72,6 +77,7 @@ def test_a_key_or_value_that_the_configuration_does_not_allow_is_refused_before_
         ({"evaluate.speed": [1]}, r"evaluate\.speed is not a configuration key"),
         ({"evaluate.bridge_labels": {"low": 0, "high": 5}}, r"evaluate\.bridge_labels = 0"),
         ({"featurize.decode_profile": ["exact", "quick"]}, r"featurize\.decode_profile = 'quick'"),
+        ({"evaluate.bridge_labels": {"low": 1.0, "high": 5.0}}, r"evaluate\.bridge_labels = 2\.48"),
     ):
         experiment = checked(described(over=over, method="search"), "file")
         with pytest.raises(ConfigError, match=said):
@@ -135,6 +141,9 @@ def test_what_a_search_sees_is_another_part_of_the_items_than_the_verdict_is_on(
     assert not set(seen) & set(judged) and len(seen) + len(judged) == 400
     assert 60 < len(seen) < 140
     assert all((str(int(item) ^ 1) in seen) for item in seen)  # copies stay together
+    queries = {"a": ["1", "2"], "b": ["3"], "c": ["2", "4"], "d": ["5", "4"]}
+    grouped = query_groups(queries)
+    assert grouped["a"] == grouped["c"] == grouped["d"] != grouped["b"]
     plain = checked(EXPERIMENT, "file")
     assert part_of(plain, items, searched=False).of(measured).items == measured.items
     assert is_searched("a", share=1, seed=0) and not is_searched("a", share=0, seed=0)
