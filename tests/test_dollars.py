@@ -98,6 +98,10 @@ def test_the_engines_tasks_are_divided_by_its_own_clock() -> None:
     assert (found["load"], found["read"], found["write"], found.get("check", 0)) == (1, 2.5, 3, 0)
 
 
+def test_a_job_without_an_engine_has_no_lines_of_one() -> None:
+    assert "infer" not in spent(attempt(0, 0, 3, worked=3), engine=StageTimes())
+
+
 def test_engine_tasks_that_were_done_twice_are_not_counted_twice() -> None:
     once = attempt(0, 0, 4, infers=True, worked=4)
     found = spent(once, attempt(0, 5, 9, infers=True, worked=4), engine=TIMES)
