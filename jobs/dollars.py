@@ -242,9 +242,8 @@ def unexplained_share(metrics: RunMetrics, prices: Prices) -> float | None:
 
 
 def said(line: str) -> str:
-    """What a line is, in words."""
-    name, _, featurizer = line.partition("/")
-    return SAYS[line] if line in SAYS else f"{SAYS.get(name, name)} by {featurizer}" if featurizer else name
+    """What a line is, in words; its name where it is of a job without any."""
+    return SAYS.get(line) or SAYS.get(line.partition("/")[0], line)
 
 
 def cost_lines(usd: Mapping[str, float]) -> list[tuple[str, str, float]]:

@@ -190,7 +190,7 @@ def test_lines_of_nothing_are_not_shown_but_for_waste_and_what_is_unexplained() 
         {"start": 1.0, "crawl": 0.0, "waste": 0.0, f"infer/{CONCEPT}": 2.0, "unexplained": 0.0, "total": 3.0}
     )
     assert [line for line, _, _ in shown] == ["start", "waste", f"infer/{CONCEPT}", "unexplained"]
-    assert said(f"infer/{CONCEPT}") == f"inference by {CONCEPT}" and said("compare") == "compare"
+    assert said(f"infer/{CONCEPT}") == "inference" and said("compare") == "compare"
 
 
 @pytest.mark.parametrize(
