@@ -165,7 +165,8 @@ def core_seconds(
         well, twice = (sum(a.spent_s for a in some if a.infers and a.succeeded) for some in (useful, wasted))
         share = well / (well + twice) if well + twice > 0 else 1.0  # of what `engine` counted, that is no waste
         for line, seconds in engine_s(engine).items():
-            task_s[line] += seconds * share
+            if seconds > 0:  # a job without an engine has no such lines
+                task_s[line] += seconds * share
     task_s[WASTE] = sum(one.spent_s for one in wasted)
     core_s = {line: seconds * cpus_per_task for line, seconds in task_s.items()}
     spans = [(max(a.launched_s, during[0]), min(a.finished_s, during[1])) for a in attempts]
@@ -182,7 +183,7 @@ def gpu_seconds(
     """GPU seconds by `kind/line`: a task holds a GPU with its cores, and while it waits for pictures, decoding does."""
     gpu_s = {line: seconds * gpus_per_core for line, seconds in core_s.items()}
     if engine is not None and (both_s := engine.wait_s + engine.infer_s) > 0:
-        together_s = gpu_s["decode"] + gpu_s["infer"]
+        together_s = gpu_s.get("decode", 0.0) + gpu_s.get("infer", 0.0)
         gpu_s |= {"decode": together_s * engine.wait_s / both_s, "infer": together_s * engine.infer_s / both_s}
     return {f"{kind}/{line}": seconds for line, seconds in gpu_s.items()}
 
@@ -241,9 +242,8 @@ def unexplained_share(metrics: RunMetrics, prices: Prices) -> float | None:
 
 
 def said(line: str) -> str:
-    """What a line is, in words."""
-    name, _, featurizer = line.partition("/")
-    return SAYS[line] if line in SAYS else f"{SAYS.get(name, name)} by {featurizer}" if featurizer else name
+    """What a line is, in words; its name where it is of a job without any."""
+    return SAYS.get(line) or SAYS.get(line.partition("/")[0], line)
 
 
 def cost_lines(usd: Mapping[str, float]) -> list[tuple[str, str, float]]:

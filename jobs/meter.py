@@ -71,14 +71,15 @@ class Meter:
         self._json = jvm.com.fasterxml.jackson.databind.ObjectMapper()
         self._json.registerModule(jvm.com.fasterxml.jackson.module.scala.DefaultScalaModule())
         self._stages = jvm.java.lang.Class.forName("org.apache.spark.status.StageDataWrapper")
+        self._executors = jvm.java.lang.Class.forName("org.apache.spark.status.ExecutorSummaryWrapper")
         self._lock = threading.Lock()
         self._done: set[tuple[int, int]] = set()  # stages whose tasks were read, of those that may be seen again
         self._first_stage = 0  # those before are done
         self._attempts: list[Attempt] = []
-        self._ended_s = 0.0  # seconds of all tasks that have ended, as the executors' totals had them
+        self._seen_s = self._unseen_s = 0.0  # of tasks that have ended since: read one by one, and not
         self._began = began if began is not None else time.monotonic()
         self._began_s = time.time() - (time.monotonic() - self._began)
-        self._ended_s = self._settled()[1]
+        self._ended_before_s = self._settled()[1]
         self._attempts = []  # what ran before is not ours
 
     @contextmanager
@@ -107,8 +108,12 @@ class Meter:
         executors, ended_s = self._settled()
         now_s, now = time.time(), time.monotonic()
         during, wall_s = (self._began_s, now_s), now - self._began
-        attempts, self._attempts = self._attempts, []
-        seen_s = sum(a.finished_s - a.launched_s for a in attempts)
+        with self._lock:
+            attempts, self._attempts = self._attempts, []
+        self._seen_s += sum(a.finished_s - a.launched_s for a in attempts)
+        # Executors' totals are written a little later than their last task: what is missing now is not so in the end.
+        unseen_s = max(0.0, ended_s - self._ended_before_s - self._seen_s - self._unseen_s)
+        self._unseen_s += unseen_s
         held = executors if self._own_cores is None else [Held(self._own_cores)]
         core_s = core_seconds(
             name,
@@ -117,7 +122,7 @@ class Meter:
             held=held,
             cpus_per_task=self._task_cpus,
             engine=engine,
-            unseen_s=max(0.0, ended_s - self._ended_s - seen_s),
+            unseen_s=unseen_s,
         )
         paid_s = held_core_s(held, during) if self._own_cores is None else self._own_cores * wall_s
         moved = {
@@ -129,12 +134,15 @@ class Meter:
             per_core = 1 / self._task_cpus  # a task has one GPU
             gpu_s = gpu_seconds(core_s, kind=self._kind, gpus_per_core=per_core, engine=engine)
             lap = merge(lap, RunMetrics(gpu_s=gpu_s, held_gpu_s={self._kind: paid_s * per_core}))
-        self._began_s, self._began, self._ended_s = now_s, now, ended_s
+        self._began_s, self._began = now_s, now
         self.total = merge(self.total, lap)
         return lap
 
     def started(self) -> RunMetrics:
-        """A first lap in which no task ran: all of it is what it takes to start."""
+        """A first lap in which no task ran: all of it is what it takes to start.
+
+        A cluster's executors, if any are there yet, wait for the driver: the next lap has their seconds.
+        """
         now_s, now = time.time(), time.monotonic()
         wall_s = now - self._began
         core_s = {"start": wall_s * self._own_cores} if self._own_cores is not None else {}
@@ -142,7 +150,7 @@ class Meter:
         if self._kind is not None and core_s:
             gpu_s = core_s["start"] / self._task_cpus
             lap = merge(lap, RunMetrics(gpu_s={f"{self._kind}/start": gpu_s}, held_gpu_s={self._kind: gpu_s}))
-        self._began_s, self._began = now_s, now
+        self._began_s, self._began = now_s if self._own_cores is not None else self._began_s, now
         self.total = merge(self.total, lap)
         return lap
 
@@ -154,7 +162,9 @@ class Meter:
         with suppress(Py4JJavaError):  # it took longer: those tasks go into the next lap
             self._context.listenerBus().waitUntilEmpty(SETTLE_MS)
         self._collect()
-        executors = self._read(self._context.statusStore().executorList(False))
+        # Not `executorList`, which gives the driver's uptime for the time of its tasks.
+        view = self._context.statusStore().store().view(self._executors)
+        executors = [wrapped["info"] for wrapped in self._read(view)]
         held = [
             Held(one["totalCores"], one["addTime"] / 1000, (one.get("removeTime") or float("inf")) / 1000)
             for one in executors

@@ -26,7 +26,7 @@ def main(folder: Path) -> None:
     settings = {"spark.ui.retainedStages": str(KEPT), "spark.ui.retainedJobs": str(KEPT), "spark.task.cpus": "1"}
     spark = spark_session(Spark(master="local[2,2]", settings=settings), "meter")
     context, meter = spark.sparkContext, Meter(spark, Spark(), began=process_began())
-    meter.started()
+    laps = {"start": meter.started()}
 
     def sleep(part: Iterable[int]) -> int:
         time.sleep(SLEPT_S)
@@ -45,18 +45,16 @@ def main(folder: Path) -> None:
 
     for job in (sleep, fail_once):
         context.parallelize(range(4), 4).mapPartitions(lambda part, job=job: [job(part)]).count()  # type: ignore[misc]
-        meter.lap(job.__name__)
+        laps[job.__name__] = meter.lap(job.__name__)
     with engine_tasks(spark):
         spark.range(8).repartition(2).mapInArrow(rows, "id long").write.parquet(str(folder / "rows"))
-    meter.lap("featurize", ENGINE)
+    laps["featurize"] = meter.lap("featurize", ENGINE)
     for _ in range(N_FORGOTTEN):
         context.parallelize([0], 1).foreach(lambda _: time.sleep(FORGOTTEN_S))
-    lap = meter.lap("forgotten")
-    print(
-        json.dumps(
-            {"total": meter.total.to_json(), "forgotten": lap.to_json(), "age_s": time.monotonic() - process_began()}
-        )
-    )
+    laps["forgotten"] = meter.lap("forgotten")
+    laps["total"] = meter.total
+    print(json.dumps({name: lap.to_json() for name, lap in laps.items()}))
+    print(time.monotonic() - process_began())
     spark.stop()
 
 

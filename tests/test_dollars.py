@@ -98,6 +98,10 @@ def test_the_engines_tasks_are_divided_by_its_own_clock() -> None:
     assert (found["load"], found["read"], found["write"], found.get("check", 0)) == (1, 2.5, 3, 0)
 
 
+def test_a_job_without_an_engine_has_no_lines_of_one() -> None:
+    assert "infer" not in spent(attempt(0, 0, 3, worked=3), engine=StageTimes())
+
+
 def test_engine_tasks_that_were_done_twice_are_not_counted_twice() -> None:
     once = attempt(0, 0, 4, infers=True, worked=4)
     found = spent(once, attempt(0, 5, 9, infers=True, worked=4), engine=TIMES)
@@ -186,7 +190,7 @@ def test_lines_of_nothing_are_not_shown_but_for_waste_and_what_is_unexplained() 
         {"start": 1.0, "crawl": 0.0, "waste": 0.0, f"infer/{CONCEPT}": 2.0, "unexplained": 0.0, "total": 3.0}
     )
     assert [line for line, _, _ in shown] == ["start", "waste", f"infer/{CONCEPT}", "unexplained"]
-    assert said(f"infer/{CONCEPT}") == f"inference by {CONCEPT}" and said("compare") == "compare"
+    assert said(f"infer/{CONCEPT}") == "inference" and said("compare") == "compare"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,50 +21,59 @@ from tests.meter_driver import ENGINE, FORGOTTEN_S, KEPT, N_FORGOTTEN, SLEPT_S
 ROOT = Path(__file__).parent.parent
 
 
+@dataclass(frozen=True)
+class Driven:
+    """What a metered process printed, and the seconds that it took from outside."""
+
+    laps: Mapping[str, RunMetrics]
+    age_s: float
+    outside_s: float
+
+
 @pytest.fixture(scope="module")
-def driven(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What a metered process printed, its metrics read, with the seconds that it took from outside."""
+def driven(tmp_path_factory: pytest.TempPathFactory) -> Driven:
     folder, began = tmp_path_factory.mktemp("meter"), time.monotonic()
     done = subprocess.run(
         [sys.executable, "-m", "tests.meter_driver", str(folder)],
         cwd=ROOT, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-5000:]
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    metrics = {name: RunMetrics.from_json(found[name]) for name in ("total", "forgotten")}
-    return {**found, **metrics, "outside_s": time.monotonic() - began}
+    laps, age_s = done.stdout.splitlines()[-2:]
+    read = {name: RunMetrics.from_json(text) for name, text in json.loads(laps).items()}
+    return Driven(read, float(age_s), time.monotonic() - began)
 
 
 @pytest.mark.spark
-def test_a_task_that_failed_once_is_waste_and_a_clean_job_has_none(driven: dict[str, Any]) -> None:
-    total = driven["total"]
-    assert SLEPT_S <= total.core_s["waste"] < 2 * SLEPT_S
-    assert 4 * SLEPT_S <= total.core_s["fail_once"] < 4 * SLEPT_S + 2  # with the attempt that went well
+def test_a_task_that_failed_once_is_waste_and_a_clean_job_has_none(driven: Driven) -> None:
+    clean, failed = driven.laps["sleep"].core_s, driven.laps["fail_once"].core_s
+    assert clean["waste"] == 0 and clean["sleep"] >= 4 * SLEPT_S
+    assert failed["fail_once"] >= 4 * SLEPT_S  # with the attempt that went well
+    assert SLEPT_S <= failed["waste"] < failed["fail_once"]
 
 
 @pytest.mark.spark
-def test_tasks_are_told_by_their_job_and_the_engines_by_its_own_clock(driven: dict[str, Any]) -> None:
-    core_s = driven["total"].core_s
-    assert 4 * SLEPT_S <= core_s["sleep"] < 4 * SLEPT_S + 6  # the first tasks start Python
+def test_the_engines_tasks_are_told_from_others_and_by_its_own_clock(driven: Driven) -> None:
+    core_s = driven.laps["featurize"].core_s
     assert (core_s["infer"], core_s["write"]) == (ENGINE.infer_s, ENGINE.write_s)
-    assert 0 < core_s["read"] < 2  # the stage that deals the rows out
-    assert core_s.get("featurize", 0.0) < SLEPT_S
+    assert core_s["read"] > 0  # the stage that deals the rows out
+    assert core_s.get("featurize", 0.0) == 0
+    assert driven.laps["featurize"].moved_bytes["written"] > 0
 
 
 @pytest.mark.spark
-def test_what_spark_has_forgotten_is_unexplained_and_not_taken_for_idle(driven: dict[str, Any]) -> None:
-    lap = driven["forgotten"]
+def test_what_spark_has_forgotten_is_unexplained_and_not_taken_for_idle(driven: Driven) -> None:
+    lap = driven.laps["forgotten"]
     unexplained_s = sum(lap.held_core_s.values()) - sum(lap.core_s.values())
     assert unexplained_s > (N_FORGOTTEN - KEPT) * FORGOTTEN_S
     assert unexplained_s > 1.5 * lap.core_s["forgotten"]  # three of four stages were forgotten
 
 
 @pytest.mark.spark
-def test_the_laps_are_all_of_the_process_from_its_start(driven: dict[str, Any]) -> None:
-    total = driven["total"]
+def test_the_laps_are_all_of_the_process_from_its_start(driven: Driven) -> None:
+    total = driven.laps["total"]
     assert sum(total.held_core_s.values()) == pytest.approx(2 * sum(total.wall_s.values()))
-    assert sum(total.wall_s.values()) == pytest.approx(driven["age_s"], abs=0.3)
-    assert driven["age_s"] < driven["outside_s"]
+    assert sum(total.wall_s.values()) == pytest.approx(driven.age_s, abs=0.3)
+    assert driven.age_s < driven.outside_s
     assert total.wall_s["start"] > 1 and total.core_s["start"] == pytest.approx(2 * total.wall_s["start"])
 
 

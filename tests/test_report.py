@@ -132,7 +132,7 @@ def test_the_cost_is_shown_by_line_and_checked_against_the_clock() -> None:
     text = " ".join(Page(render(report_of("plain"))).text.split())
     # six core seconds at .0425 dollars an hour for two documents
     assert "$35.42every line measured" in text
-    assert "infer/plaininference by plain23.6166.7 %" in text and "unexplainedwall clock" in text
+    assert "infer/plaininference23.6166.7 %" in text and "unexplainedwall clock" in text
     assert "2 cores were held for 3 s, which costs $0.000071; the lines" in text and "all but 8.3% of it" in text
 
 
