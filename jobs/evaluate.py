@@ -170,7 +170,26 @@ def measurements(due: Due, items: Sequence[GoldenItem], frames: Frames, *, bridg
     scores = similarities(search.of_texts([PROMPT.format(name) for name in classes]), vectors)
     relevant = np.array([[name in labels_of(item) for item in pictures] for name in classes])
     found = quality.class_retrieval(classes, relevant, scores)
-    return found if kind == "boxes" else [*found, *quality.zero_shot(pictures, classes, scores.T, None)]
+    if kind == "boxes":
+        return found
+    return [*found, *quality.zero_shot(pictures, classes, scores.T, label_scores(list(frames.values()), classes))]
+
+
+def label_scores(frames: Sequence[Sequence[Frame]], classes: Sequence[str]) -> NDArray[np.float64] | None:
+    """(M, C): the score that M media's first frames give each class, 0 where they do not name it, NaN where they failed;
+    None where no frame names a class, as of a model without labels."""
+    found = np.full((len(frames), len(classes)), math.nan)
+    column = {name: i for i, name in enumerate(classes)}
+    is_named = False
+    for row, each in zip(found, frames, strict=True):
+        features = next((frame.features for frame in each if frame.features is not None), None)
+        if features is None:
+            continue
+        row[:] = 0.0
+        for one in features:
+            if one["label"] in column and one["score"] is not None:
+                row[column[one["label"]]], is_named = one["score"], True
+    return found if is_named else None
 
 
 def text_search(due: Due, bridge_labels: int) -> TextSearch | None:

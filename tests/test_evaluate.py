@@ -16,7 +16,7 @@ import pytest
 from jobs import golden
 from jobs.cli import app
 from jobs.config import ConfigError, Golden, load_config
-from jobs.evaluate import Frame, answer, first_vector, labels_of, media_vectors, similarities
+from jobs.evaluate import Frame, answer, first_vector, label_scores, labels_of, media_vectors, similarities
 from jobs.evaluate import run as run_evaluation
 from jobs.golden import read_golden
 from jobs.golden_labels import GoldenError, LabelledBox
@@ -80,6 +80,17 @@ def test_the_classes_of_a_picture_are_its_labels_or_those_of_its_boxes() -> None
     boxes = tuple(LabelledBox(label=label, box=(0, 0, 1, 1)) for label in ("dog", "cat", "dog"))
     assert labels_of(GoldenItem(item_id="a", kind="boxes", boxes=boxes)) == ("dog", "cat")
     assert labels_of(GoldenItem(item_id="a", kind="labels", labels=("dog",))) == ("dog",)
+
+
+def test_the_scores_of_labels_are_what_a_concept_claims_of_a_class() -> None:
+    frames = [
+        [Frame(0, [feature([1, 0], "cat", 0.75), feature(None, "dog", 0.25)])],
+        [Frame(0, None), Frame(1, [feature([1, 0], "cup", 0.5)])],
+        [Frame(0, None)],
+    ]
+    found = label_scores(frames, ["dog", "cat"])
+    assert np.array_equal(found, [[0.25, 0.75], [0, 0], [math.nan] * 2], equal_nan=True)  # type: ignore[arg-type]
+    assert label_scores(frames, ["bird"]) is None
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +162,8 @@ def test_labels_become_a_golden_set_and_variants_are_measured_on_it_item_by_item
     rows = [row for row in both if row["run_id"] == "try.five.evaluate"]
     top_1 = {row["item_id"]: row["value"] for row in rows if row["metric"] == "top_1"}
     assert sorted(top_1.values()) == [0, 1, 1, 1]  # the picture that is cut off has failed
+    [evaluated_five] = [dict(row["metrics"]) for row in table("runs") if row["run_id"] == "try.five.evaluate"]
+    assert 0 <= evaluated_five[f"quality/few/{metric_key(CONCEPTS)}/calibration_error"] <= 1
     by_class = {row["item_id"]: row["value"] for row in rows if row["metric"] == "recall_at_1"}
     assert by_class == {"tabby cat": 1, "espresso": 1, "missile": 1, "moped": 0}
     [evaluated] = [row for row in table("runs") if row["run_id"] == "try.five.evaluate"]
@@ -201,6 +214,11 @@ def test_labels_become_a_golden_set_and_variants_are_measured_on_it_item_by_item
     assert logged(tmp_path / "lake", "features") == before + 2
     keys = [(row["media_id"], row["fingerprint"]) for row in table("features")]
     assert len(keys) == len(set(keys)) == 3 * len(SHOWN)
+    # A check that accepts what the experiment wrote, because a featurize run covers it, ends no later attempt.
+    lakelens("featurize", "--featurizer", INT8, "--golden", "few", "--run-id", "same")
+    assert lakelens("check", "--set", "check.max_error_rate.features=1")["status"] == "accepted"
+    assert "killed.int8.experiment" in {row["run_id"] for row in table("runs") if row["status"] == "accepted"}
+    assert lakelens(*command)["verdicts"] == {"fast": "not judged"}
 
     lake = open_lake(spark, str(tmp_path / "lake"))
     described = {"name": "few", "kind": "labels", "labels": str(labels), "pictures": str(pictures)}
