@@ -176,7 +176,7 @@ def measurements(due: Due, items: Sequence[GoldenItem], frames: Frames, *, bridg
 
 
 def label_scores(frames: Sequence[Sequence[Frame]], classes: Sequence[str]) -> NDArray[np.float64] | None:
-    """(M, C): the score that M media's first frames give each class, 0 where they do not name it, NaN where they failed;
+    """(M, C): the score that M media give each class in their first frames, 0 without a name, NaN where they failed;
     None where no frame names a class, as of a model without labels."""
     found = np.full((len(frames), len(classes)), math.nan)
     column = {name: i for i, name in enumerate(classes)}
