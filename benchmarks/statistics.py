@@ -259,7 +259,8 @@ def _rows(found: Sequence[Found], together: dict[str, float], notes: Sequence[st
             ours=round(rate, 4), peer=ALPHA, ratio=round(ALPHA / rate, 3), reach=0.78,
             settings={
                 "worst": worst.name, "after_holm": {k: _rounded(v) for k, v in together.items()},
-                "metrics": kinds, "not_counted": [one.name for one in found if one not in judged], "notes": list(notes), **machine(),
+                "metrics": kinds, "not_counted": [one.name for one in found if one not in judged],
+                "notes": list(notes), **machine(),
             },
         ),
         Row(
