@@ -40,6 +40,8 @@ from benchmarks.simulated import KINDS, Kind
 from jobs.paired import POWER, min_items
 
 LEAST_COVERAGE, MOST_COVERAGE = 0.93, 0.97
+MOST_REFUSED = 0.5  # of a metric's samples: those that are still judged are no fair choice, and do not count
+MAX_RUNS_AFTER = 500  # of the second power
 SIZES = (30, 50, 100, 200, 400)  # of --limits
 
 
@@ -47,14 +49,14 @@ SIZES = (30, 50, 100, 200, 400)  # of --limits
 class Scale:
     """How much is run."""
 
-    runs: int  # A/A, and A/B for coverage; a quarter as many for the second power
-    dear_runs: int  # A/A of metrics that take long to resample; A/B half as many
+    runs: int  # A/A; A/B half as many
+    dear_runs: int  # the same of metrics that take long to resample
     n_resamples: int  # a quarter of what `lakelens compare` takes, which only makes its answers noisier
-    n_stated: int = 20  # samples that the stated effect is the mean over
+    n_stated: int = 60  # samples that the stated effect is the mean over
     real: bool = True  # real answers too, which takes minutes to compute them
 
 
-FULL = Scale(runs=2000, dear_runs=1000, n_resamples=500)
+FULL = Scale(runs=1000, dear_runs=200, n_resamples=500)
 QUICK = Scale(runs=200, dear_runs=60, n_resamples=300, n_stated=5, real=False)
 
 
@@ -114,9 +116,10 @@ def simulated_kind(pool: Executor, begun: Begun) -> tuple[Found, list[Outcome]]:
     assert isinstance(kind, Kind)
     before, after, correlation = begun.stated.result()
     case = shown(null, before)
-    different = outcomes(pool, case, begun.runs // 2 if null.is_dear else begun.runs)
+    different = outcomes(pool, case, begun.runs // 2)
     case_after = shown(null, after)
-    different_after = outcomes(pool, case_after, begun.runs // 4) if kind.is_as_varied else iter(())
+    runs_after = min(begun.runs // 2, MAX_RUNS_AFTER) if kind.is_as_varied else 0
+    different_after = outcomes(pool, case_after, runs_after)
     equal, shows = list(begun.equal), list(different)
     found = Found(
         name=kind.name,
@@ -242,7 +245,7 @@ def rows(scale: Scale = FULL) -> list[Row]:
 
 
 def _rows(found: Sequence[Found], together: dict[str, float], notes: Sequence[str]) -> list[Row]:
-    judged = [one for one in found if not np.isnan(one.told_apart)]
+    judged = [one for one in found if one.refused <= MOST_REFUSED]
     worst = max(judged, key=lambda one: one.told_apart)
     rate = max(worst.told_apart, 1 / worst.runs)
     covered = [(share, one) for one in judged for share in (one.coverage, one.coverage_b) if share]
@@ -256,7 +259,8 @@ def _rows(found: Sequence[Found], together: dict[str, float], notes: Sequence[st
             ours=round(rate, 4), peer=ALPHA, ratio=round(ALPHA / rate, 3), reach=0.78,
             settings={
                 "worst": worst.name, "after_holm": {k: _rounded(v) for k, v in together.items()},
-                "metrics": kinds, "notes": list(notes), **machine(),
+                "metrics": kinds, "not_counted": [one.name for one in found if one not in judged],
+                "notes": list(notes), **machine(),
             },
         ),
         Row(

@@ -21,8 +21,8 @@ Verdict = Literal["better", "worse", "equivalent", "undecided"]
 N_RESAMPLES = 2000
 CHUNK_CELLS = 4_000_000  # weights held at once, 32 MB
 POWER = 0.8
-# Below these, 95 % intervals held the truth in less than 93 % of cases or more than 97 % in
-# `python -m benchmarks.statistics --limits`; the first beginning of a metric's name that fits counts.
+# Below these, simulated 95 % intervals held the truth in less than 93 % of cases (benchmarks/README.md, "Statistics";
+# `python -m benchmarks.statistics --limits`); the first beginning of a metric's name that fits counts.
 MIN_ITEMS = {
     "calibration_error": 400, "character_error_rate": 200, "average_precision": 100,
     "copies_found_at_1e-4": 320, "copies_found": 100, "": 50,
