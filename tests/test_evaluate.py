@@ -155,7 +155,7 @@ def test_labels_become_a_golden_set_and_variants_are_measured_on_it_item_by_item
     assert len(features) == 4 and {row["run_id"] for row in features} == {"try.one.experiment"}
     [verdict] = [row for row in table("runs") if row["job"] == "compare"]
     assert (verdict["run_id"], verdict["status"]) == ("try.five.compare", "finished")  # neither accepted nor rejected
-    assert dict(verdict["outputs"]).keys() == {"baseline", "candidate"}
+    assert dict(verdict["outputs"]).keys() == {"baseline", "candidate", "experiment"}
     both = table("evaluations")
     assert {(row["golden_set"], row["golden_version"], row["featurizer"]) for row in both} == {("few", 1, CONCEPTS)}
     assert {row["run_id"] for row in both} == {"try.one.evaluate", "try.five.evaluate"}
