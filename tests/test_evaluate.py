@@ -44,7 +44,7 @@ EXPERIMENT: dict[str, Any] = {
     "guardrails": {"p95_ms": {"at_most": 50}, "error_rate": {"at_most": 0}},
     "slices": ["size"],
     "repeats": 3,
-    "timed_media": 4,
+    "timed_media": 2,
 }
 
 
@@ -176,21 +176,19 @@ def test_labels_become_a_golden_set_and_variants_are_measured_on_it_item_by_item
     again = ("compare", *both_ids, "--baseline-run", "try.five", "--candidate-run")
     outcome = lakelens(*again, "try.five", "--run-id", "same")
     assert outcome["verdicts"] == {"candidate": "not judged"} and outcome["golden"] == "few@1"
-    refused = lakelens(*again, "try.one", exit_code=2)["message"]
-    assert "run try.one.evaluate measured top_1 of concept_efficientnet.lite0@1 as" in refused
     assert "there is no run try in" in lakelens(*again, "try", exit_code=2)["message"]
     fast = ("--set", "featurize.decode_profile=fast")
     assert "is to have fingerprint" in lakelens(*again, "try.five", *fast, exit_code=2)["message"]
 
     # A search tries on some items, and is resumed from what it tried.
-    sweep = {"method": "search", "trials": 3, "confirm": 1, "over": {"evaluate.bridge_labels": {"low": 1, "high": 5}}}
+    sweep = {"method": "search", "trials": 2, "confirm": 1, "over": {"evaluate.bridge_labels": {"low": 1, "high": 5}}}
     searching = EXPERIMENT | {"sweep": sweep | {"featurizer": CONCEPTS}, "variants": {"one": {"featurizer": CONCEPTS}}}
     (tmp_path / "search.yaml").write_text(json.dumps(searching))
     outcome = lakelens("experiment", str(tmp_path / "search.yaml"), "--run-id", "seek")
     [chosen] = outcome["verdicts"]
     assert chosen.startswith("bridge_labels-")
     trials = {row["run_id"]: dict(row["outputs"]) for row in table("runs") if row["job"] == "trial"}
-    assert set(trials) <= {f"seek.trial-{i}.trial" for i in range(3)} and len(trials) >= 2
+    assert set(trials) <= {f"seek.trial-{i}.trial" for i in range(2)} and trials
     again_said = lakelens("experiment", str(tmp_path / "search.yaml"), "--run-id", "seek")
     assert list(again_said["verdicts"]) == [chosen] and "What was tried" in Path(again_said["report"]).read_text()
     assert trials == {row["run_id"]: dict(row["outputs"]) for row in table("runs") if row["job"] == "trial"}
@@ -214,6 +212,12 @@ def test_labels_become_a_golden_set_and_variants_are_measured_on_it_item_by_item
     assert logged(tmp_path / "lake", "features") == before + 2
     keys = [(row["media_id"], row["fingerprint"]) for row in table("features")]
     assert len(keys) == len(set(keys)) == 3 * len(SHOWN)
+    lakelens(*evaluate, "--run-id", "late")
+    refused = lakelens(*again, "late", exit_code=2)["message"]
+    assert (
+        f"try.five.evaluate and late.evaluate cannot be compared: table features at versions {before - 1} and {before + 1}"
+        in refused
+    )
     # A check that accepts what the experiment wrote, because a featurize run covers it, ends no later attempt.
     lakelens("featurize", "--featurizer", INT8, "--golden", "few", "--run-id", "same")
     assert lakelens("check", "--set", "check.max_error_rate.features=1")["status"] == "accepted"
