@@ -103,7 +103,7 @@ def earlier(spark: SparkSession, lake: Lake, common: Common, experiment: Experim
 def decided(spark: SparkSession, lake: Lake, common: Common, experiment: Experiment) -> bool:
     """Whether this run id has accepted verdicts alone; raises ConfigError where they are on another experiment."""
     found = run_rows(spark, lake, f"job = {sql_text(COMPARE)} AND startswith(run_id, {sql_text(common.run_id + '.')})")
-    if any(row["outputs"][EXPERIMENT] != named(common, experiment) for row in found):
+    if any((row["outputs"] or {}).get(EXPERIMENT) != named(common, experiment) for row in found):
         raise ConfigError(f"run {common.run_id} decided another experiment than this file states; give a new --run-id")
     return bool(found) and all(row["status"] == "accepted" for row in found)
 
