@@ -33,7 +33,7 @@ from tests.fault_driver import EXPIRY_S, N_SMALL
 
 pytestmark = pytest.mark.spark
 MEAN, MIDDLE = "concept_faulty.mean@1", "concept_faulty.middle@1"
-STALL_S = 3
+STALL_S = 8  # a model is loaded meanwhile, on two cores that others use too
 DISK_BYTES = 16 << 20
 
 

@@ -26,12 +26,12 @@ from jobs.quality import GoldenItem
 from jobs.runs import Run
 from jobs.work import prepare
 from tests.attempts import kill_all, logged, start_command, until_struck
-from tests.fault_driver import EXPIRY_S
 from tests.rows import NOW
 
 CONCEPTS, INT8 = "concept_efficientnet.lite0@1", "concept_efficientnet.lite0_int8@1"
 SHOWN = {"chelsea": "tabby cat", "coffee": "espresso", "rocket": "missile", "motorcycle": "moped"}
 Command = Callable[..., dict[str, Any]]
+LEASE_S = 15
 EXPERIMENT: dict[str, Any] = {
     "name": "labels",
     "golden": "few",
@@ -181,14 +181,15 @@ def test_labels_become_a_golden_set_and_variants_are_measured_on_it_item_by_item
     variants = {"int8": {"featurizer": INT8}, "fast": {"featurizer": INT8, "set": {"featurize.decode_profile": "fast"}}}
     killed = EXPERIMENT | {"variants": variants, "baseline": "int8"}
     (tmp_path / "killed.yaml").write_text(json.dumps(killed))
-    beats = ("--set", "featurize.heartbeat_s=1", "--set", f"featurize.lease_expiry_s={EXPIRY_S}")
+    # Not more often: each beat is a commit, which takes the JVM a second or two.
+    beats = ("--set", f"featurize.heartbeat_s={LEASE_S / 3}", "--set", f"featurize.lease_expiry_s={LEASE_S}")
     command = ("experiment", str(tmp_path / "killed.yaml"), "--run-id", "killed", *beats)
     before = logged(tmp_path / "lake", "features")
     attempt = start_command(tmp_path / "lake", tmp_path / "log", *command)
     assert until_struck(attempt, lambda now: logged(now.lake, "features") > before), attempt.log.read_text()
     kill_all(attempt.process)
     assert logged(tmp_path / "lake", "features") == before + 1
-    time.sleep(EXPIRY_S)
+    time.sleep(LEASE_S)
     assert lakelens(*command)["verdicts"] == {"fast": "not judged"}
     assert logged(tmp_path / "lake", "features") == before + 2
     keys = [(row["media_id"], row["fingerprint"]) for row in table("features")]
