@@ -177,24 +177,6 @@ def test_labels_become_a_golden_set_and_variants_are_measured_on_it_item_by_item
     fast = ("--set", "featurize.decode_profile=fast")
     assert "is to have fingerprint" in lakelens(*again, "try.five", *fast, exit_code=2)["message"]
 
-    # One that is killed when the first of its two variants is committed pays for the second alone.
-    variants = {"int8": {"featurizer": INT8}, "fast": {"featurizer": INT8, "set": {"featurize.decode_profile": "fast"}}}
-    killed = EXPERIMENT | {"variants": variants, "baseline": "int8"}
-    (tmp_path / "killed.yaml").write_text(json.dumps(killed))
-    # Not more often: each beat is a commit, which takes the JVM a second or two.
-    beats = ("--set", f"featurize.heartbeat_s={LEASE_S / 3}", "--set", f"featurize.lease_expiry_s={LEASE_S}")
-    command = ("experiment", str(tmp_path / "killed.yaml"), "--run-id", "killed", *beats)
-    before = logged(tmp_path / "lake", "features")
-    attempt = start_command(tmp_path / "lake", tmp_path / "log", *command)
-    assert until_struck(attempt, lambda now: logged(now.lake, "features") > before), attempt.log.read_text()
-    kill_all(attempt.process)
-    assert logged(tmp_path / "lake", "features") == before + 1
-    time.sleep(LEASE_S)
-    assert lakelens(*command)["verdicts"] == {"fast": "not judged"}
-    assert logged(tmp_path / "lake", "features") == before + 2
-    keys = [(row["media_id"], row["fingerprint"]) for row in table("features")]
-    assert len(keys) == len(set(keys)) == 3 * len(SHOWN)
-
     lake = open_lake(spark, str(tmp_path / "lake"))
     described = {"name": "few", "kind": "labels", "labels": str(labels), "pictures": str(pictures)}
     same, other = (Golden(**described, card={"licence": licence}) for licence in ("CC0", "MIT"))
@@ -231,7 +213,7 @@ def rows_of(lake: Path, table: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.faults
-def test_a_search_goes_on_from_its_trials_and_an_experiment_goes_on_after_a_check_has_accepted_what_it_wrote(
+def test_experiments_that_were_tried_before_checked_meanwhile_or_killed_compute_only_what_is_missing(
     lakelens: Command, pictures: Path, tmp_path: Path
 ) -> None:
     lake, labels = tmp_path / "lake", write_labels(tmp_path / "labels.csv", SHOWN)
@@ -258,3 +240,20 @@ def test_a_search_goes_on_from_its_trials_and_an_experiment_goes_on_after_a_chec
     assert trials() == tried and rows_of(lake, "features") == features
     file.write_text(json.dumps(searching | {"seed": 7}))
     assert "give a new --run-id" in lakelens("experiment", str(file), "--run-id", "seek", exit_code=2)["message"]
+    # One that is killed when the first of its two variants is committed pays for the second alone.
+    variants = {"int8": {"featurizer": INT8}, "fast": {"featurizer": INT8, "set": {"featurize.decode_profile": "fast"}}}
+    killed = EXPERIMENT | {"variants": variants, "baseline": "int8"}
+    (tmp_path / "killed.yaml").write_text(json.dumps(killed))
+    # Not more often: each beat is a commit, which takes the JVM a second or two.
+    beats = ("--set", f"featurize.heartbeat_s={LEASE_S / 3}", "--set", f"featurize.lease_expiry_s={LEASE_S}")
+    command = ("experiment", str(tmp_path / "killed.yaml"), "--run-id", "killed", *beats)
+    before = logged(lake, "features")
+    attempt = start_command(lake, tmp_path / "log", *command)
+    assert until_struck(attempt, lambda now: logged(now.lake, "features") > before), attempt.log.read_text()
+    kill_all(attempt.process)
+    assert logged(lake, "features") == before + 1
+    time.sleep(LEASE_S)
+    assert lakelens(*command)["verdicts"] == {"fast": "not judged"}
+    assert logged(lake, "features") == before + 2
+    keys = [(row["media_id"], row["fingerprint"]) for row in rows_of(lake, "features")]
+    assert len(keys) == len(set(keys)) == 3 * len(SHOWN)
