@@ -207,7 +207,7 @@ KINDS = (
         largest_effect=1.0,
         is_as_varied=False,
     ),
-    Kind(name="calibration error", metric="calibration_error", simulate=calibration, largest_effect=1.0, n_items=400),
+    Kind(name="calibration error", metric="calibration_error", simulate=calibration, largest_effect=1.0, n_items=1000),
     Kind(
         name="average precision", metric="average_precision_50", simulate=detection, largest_effect=0.4, n_truth=40_000
     ),
