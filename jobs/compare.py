@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.experiment_report import Guardrail, Line
 from jobs.paired import Difference, holm, judge
 from jobs.quality import Measurement, compare_measurements, too_few_of
 
@@ -25,6 +23,52 @@ class Asked:
     slices: Sequence[str] = ()  # keys whose values are judged apart
     alpha: float = 0.05
     seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One metric, of all items or of one slice, of a candidate against the baseline."""
+
+    metric: str
+    slice: str | None  # None: all items; else "source=web"
+    higher_is_better: bool
+    margin: float  # the largest difference that does not matter
+    n_items: int
+    n_different: int  # items that the two answer differently
+    baseline: float
+    candidate: float
+    difference: float  # candidate minus baseline
+    low: float | None  # 95 % interval of the difference; None: too few items, `reason` says so
+    high: float | None
+    p_value: float | None
+    adjusted_p: float | None
+    verdict: str  # better, worse, equivalent, undecided or not judged
+    reason: str
+    n_more: int | None = None  # items that would decide an undecided one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guardrail:
+    """A limit that a candidate must keep whatever its quality."""
+
+    name: str
+    limit: str
+    value: float
+    low: float | None = None  # 95 % interval
+    high: float | None = None
+    is_kept: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """What was found about one variant."""
+
+    name: str
+    verdict: str
+    summary: str  # one sentence
+    lines: Sequence[Line]
+    guardrails: Sequence[Guardrail] = ()
 
 
 @dataclass(frozen=True)
@@ -213,9 +257,6 @@ def slices_kept(judged: Sequence[Line]) -> Guardrail:
         is_kept=not worse,
         reason=said + (f"; {unknown} of {len(apart)} too small to judge" if unknown else ""),
     )
-
-
-Overall = Literal["better", "worse", "equivalent", "undecided", "not judged"]
 
 
 def overall(judged: Sequence[Line], guardrails: Sequence[Guardrail]) -> tuple[str, str]:

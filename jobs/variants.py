@@ -16,7 +16,6 @@ from jobs.command import Common
 from jobs.config import Config, ConfigError, load_config
 from jobs.engine import EngineSettings
 from jobs.experiment_file import Experiment, Range, VariantConf
-from jobs.experiment_page import Arm, Measured
 from jobs.inference import loaded_featurizers
 from jobs.lake import Lake, read
 from jobs.progress import Progress
@@ -25,11 +24,37 @@ from jobs.run import Prepared, run_job
 from jobs.runs import RunAccepted, RunPublished
 from jobs.sweep import Settings, is_searched, variant, variant_name
 from jobs.timing import Passes, Timed, interleaved
-from jobs.work import Selection, prepare
+from jobs.work import Due, Selection, Work, prepare
 from schemas import MEDIA
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """A variant that was checked before Spark started."""
+
+    name: str
+    settings: Mapping[str, object]  # what is set for it over the configuration
+    config: Config
+    work: Work
+
+    @property
+    def due(self) -> Due:
+        """Its featurizer."""
+        return self.work.due[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What is known of a variant."""
+
+    arm: Arm
+    frames: evaluate.Frames
+    measurements: Sequence[Measurement]
+    passes: Passes
+    error_rate: float
 
 
 def arm_of(name: str, variant: VariantConf, base: Config) -> Arm:
@@ -169,6 +194,17 @@ def measurements(
     frames = evaluate.read_frames(spark, lake, arm.due, media_ids, at=at)
     found = evaluate.measurements(arm.due, items, frames, bridge_labels=arm.config.evaluate.bridge_labels)
     return frames, [part.of(one) for one in found]
+
+
+def primary(measured: Sequence[Measurement], experiment: Experiment) -> Measurement:
+    """The measurement that decides; raises ConfigError where it is none of these."""
+    wanted = next(iter(experiment.metrics))
+    there = {one.metric: one for one in measured}
+    if wanted in there and not there[wanted].items:
+        raise ConfigError(f"no item is left to measure {wanted} on; the golden set is too small to be divided")
+    if wanted not in there:
+        raise ConfigError(f"metric {wanted!r} is not measured here; measured: {', '.join(there)}")
+    return there[wanted]
 
 
 def measure(
