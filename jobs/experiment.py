@@ -33,6 +33,7 @@ from jobs.trials import searched
 from jobs.variants import (
     Arm,
     Measured,
+    Seen,
     arm_of,
     arms,
     evaluating,
@@ -52,13 +53,17 @@ if TYPE_CHECKING:
 
 def run_arms(
     spark: SparkSession, lake: Lake, common: Common, golden: str, variants: Sequence[Arm], run_of: RunOf,
-    progress: Progress, *, known: set[str],
+    progress: Progress, *, known: set[str], seen: Seen,
 ) -> None:  # fmt: skip
-    """Featurize and evaluate variants; fingerprints that are `known` are not computed again."""
-    for arm in variants:
-        mine = replace(common, config=arm.config, run_id=f"{common.run_id}.{arm.name}")
-        run_arm(spark, lake, mine, arm, golden, run_of(arm), progress, known=known)
-        run_once(spark, lake, mine, evaluating(arm, golden), run_of(arm), progress)
+    """Featurize variants, then evaluate them all at one version of `features`, and add what was measured to `seen`.
+
+    Fingerprints that are `known` are not computed again.
+    """
+    mine = [replace(common, config=arm.config, run_id=f"{common.run_id}.{arm.name}") for arm in variants]
+    for of_arm, arm in zip(mine, variants, strict=True):
+        run_arm(spark, lake, of_arm, arm, golden, run_of(arm), progress, known=known)
+    for of_arm, arm in zip(mine, variants, strict=True):
+        run_once(spark, lake, of_arm, evaluating(arm, golden, seen), run_of(arm), progress)
 
 
 def check_asked(experiment: Experiment, measured: Sequence[Measurement], items: Sequence[GoldenItem]) -> None:
@@ -202,13 +207,15 @@ def run_experiment(
         )
         run_of = stack.enter_context(variant_runs(parent, lake, experiment))
         try:
-            known: set[str] = set()
+            known, seen = set[str](), Seen()
             part, trials = part_of(experiment, items, searched=False), list[Trial]()
             stated, is_computed = experiment, experiment.features_version is None
             if is_computed:
-                run_arms(spark, lake, common, experiment.golden, variants[:1], run_of, progress, known=known)
+                run_arms(spark, lake, common, experiment.golden, variants[:1], run_of, progress, known=known, seen=seen)
             inputs = _inputs(spark, lake, experiment)
-            _, measured = measurements(spark, lake, variants[0], items, part, at=inputs[FEATURES.name])
+            _, measured = measurements(
+                spark, lake, variants[0], experiment.golden, items, part, at=inputs[FEATURES.name], seen=seen
+            )
             check_asked(experiment, measured, items)
             n_candidates = len(variants) - 1 + (experiment.sweep.confirm if experiment.sweep is not None else 0)
             n_judged = n_lines(experiment, n_candidates, items)
@@ -219,16 +226,16 @@ def run_experiment(
                 return Ending(exit_code=FINISHED, message=said, facts=facts)
             if is_computed:
                 if experiment.sweep is not None:
-                    seen = part_of(experiment, items, searched=True)
+                    tried_on = part_of(experiment, items, searched=True)
                     trials = searched(
-                        spark, lake, common, experiment, variants[0], items, seen, run_of, progress, known=known
+                        spark, lake, common, experiment, variants[0], items, tried_on, run_of, progress, known=known
                     )
                     experiment = confirmed(experiment, trials, variants[0], common.config)
                     variants = arms(experiment, common.config)
-                run_arms(spark, lake, common, experiment.golden, variants[1:], run_of, progress, known=known)
+                run_arms(spark, lake, common, experiment.golden, variants[1:], run_of, progress, known=known, seen=seen)
                 inputs = _inputs(spark, lake, experiment)
             progress("timing the variants in turn")
-            found = measure(spark, lake, experiment, variants, items, part, at=inputs[FEATURES.name])
+            found = measure(spark, lake, experiment, variants, items, part, at=inputs[FEATURES.name], seen=seen)
             for claim, one in zip(claims, found, strict=False):
                 check_measured(claim, golden_set, one.measurements)
             progress("comparing")

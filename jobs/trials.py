@@ -80,7 +80,7 @@ def trying(
 
     def run(spark: SparkSession, lake: Lake, _: object) -> JobResult:
         at = evaluate.pins(spark, lake)[FEATURES.name]
-        frames, found = measurements(spark, lake, arm, items, part, at=at)
+        frames, found = measurements(spark, lake, arm, experiment.golden, items, part, at=at, seen={})
         wanted = primary(found, experiment)
         if np.isnan(wanted.value):
             raise ConfigError(f"{wanted.metric} is not defined on the {len(wanted.items)} items that the search sees")
