@@ -111,7 +111,7 @@ def lines(
     """For each candidate a judged line for each metric and slice.
 
     P-values are corrected for all lines of all candidates together (Holm): whoever tries many variants finds one that
-    looks better.
+    looks better. Equivalence is corrected for the number of candidates alone, see jobs.paired.judge.
     """
     all_asked = [questions(baseline, candidate, slices, asked) for candidate in candidates]
     differences = [[_difference(each, asked.seed + i) for i, each in enumerate(of_one)] for of_one in all_asked]
@@ -121,7 +121,7 @@ def lines(
         [
             _not_judged(each, found, asked.margins[each.metric])
             if isinstance(found, str)
-            else _judged(each, found, next(adjusted), asked)
+            else _judged(each, found, next(adjusted), asked, n_candidates=len(candidates))
             for each, found in zip(*of_one, strict=True)
         ]
         for of_one in zip(all_asked, differences, strict=True)
@@ -159,10 +159,15 @@ def _not_judged(question: _Question, reason: str, margin: float) -> Line:
     )
 
 
-def _judged(question: _Question, found: Difference, adjusted_p: float, asked: Asked) -> Line:
+def _judged(question: _Question, found: Difference, adjusted_p: float, asked: Asked, *, n_candidates: int) -> Line:
     margin, one = asked.margins[question.metric], question.baseline
     judged = judge(
-        found, adjusted_p=adjusted_p, margin=margin, higher_is_better=one.higher_is_better, alpha=asked.alpha
+        found,
+        adjusted_p=adjusted_p,
+        margin=margin,
+        higher_is_better=one.higher_is_better,
+        alpha=asked.alpha,
+        n_candidates=n_candidates,
     )
     low, high = found.interval(1 - asked.alpha)
     return Line(

@@ -359,6 +359,14 @@ def test_a_plot_of_many_variants_has_numbers_that_its_table_explains(n_candidate
     assert n_cards == n_candidates * max(2, min(12, 48 // n_candidates))
 
 
+def test_the_page_says_what_is_corrected_and_what_is_not() -> None:
+    text = " ".join(Page(render(example(2))).text.split())
+    assert (
+        "Better and worse are corrected for all lines of all candidates (Holm), equivalent for the number of "
+        "candidates (Bonferroni) and not for metrics and slices"
+    ) in text
+
+
 def test_both_pages_have_one_style_which_turns_dark_and_can_be_printed() -> None:
     shared = pages().get_template("page.css.j2").render()
     for html in (render(example(1)), render_run(run_report("plain"))):
