@@ -23,6 +23,8 @@ from typing import Any
 
 import psutil
 
+from jobs.polling import polling
+
 REPOSITORY = Path(__file__).parent.parent
 BUILD = REPOSITORY / "build" / "bench"
 ANSWER_TIMEOUT_S = 600  # an engine that says nothing for so long is ended
@@ -167,22 +169,13 @@ def _run(engine: Engine, n_files: int) -> tuple[float, float]:
     """Wall and CPU seconds of one run."""
     log = BUILD / f"{engine.name}.log"
     seen: dict[tuple[int, float], float] = {}
-    done = threading.Event()
-
-    def poll() -> None:
-        while not done.wait(POLL_S):
-            tree_cpu_s(engine.process.pid, seen)
-
     before = tree_cpu_s(engine.process.pid, seen)
     own_before = sum(seen.values())
-    poller = threading.Thread(target=poll, daemon=True)
-    poller.start()
     assert engine.process.stdin is not None
-    engine.process.stdin.write(f"{n_files}\n")
-    engine.process.stdin.flush()
-    answer = _answer(engine.name, engine.process, log)
-    done.set()
-    poller.join()
+    with polling(lambda: tree_cpu_s(engine.process.pid, seen), every_s=POLL_S, name="cpu"):
+        engine.process.stdin.write(f"{n_files}\n")
+        engine.process.stdin.flush()
+        answer = _answer(engine.name, engine.process, log)
     after = tree_cpu_s(engine.process.pid, {})
     tree_cpu_s(engine.process.pid, seen)
     return float(answer["wall_s"]), max(after - before, sum(seen.values()) - own_before)

@@ -8,27 +8,25 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from urllib.request import url2pathname
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from benchmarks.quality import MAX_PIXELS, loaded
-from featurizers.decode import decode_image
-from featurizers.delivery import fit, upright_boxes
-from featurizers.spec import prepared
-from featurizers.weights import resolve
+from jobs.config import load_config
 from jobs.corpus_metrics import Classes
-from jobs.evaluate import Frame, measurements
+from jobs.engine import EngineSettings, featurize_media
+from jobs.evaluate import Frame, Frames, measurements
 from jobs.golden import golden_item
 from jobs.golden_labels import Kind, golden_rows, read_items
+from jobs.inference import loaded_featurizers
 from jobs.paired import Metric, Weights
 from jobs.quality import GoldenItem, Measurement
-from jobs.work import Due
+from jobs.work import Due, prepare
 
 SAMPLE = Path(__file__).parent.parent / "build" / "sample"
 Variant = tuple[str, int]  # featurizer and evaluate.bridge_labels
@@ -140,12 +138,36 @@ def populations(pool: Pool) -> list[Population]:
 
 def _measured(pool: Pool, variant: Variant) -> list[Measurement]:
     featurizer_id, bridge_labels = variant
-    spec, weights = resolve(loaded(featurizer_id)[0])
-    items, files = _items(pool)
-    pictures = [item for item in items if item.media_id is not None]
-    frames = {str(item.media_id): [_frame(featurizer_id, files[str(item.media_id)])] for item in pictures}
-    due = Due(spec=spec, paths=prepared(spec, weights), fingerprint=featurizer_id)
-    return measurements(due, items, frames, bridge_labels=bridge_labels)
+    due, frames = _answers(pool, featurizer_id)
+    return measurements(due, _items(pool)[0], frames, bridge_labels=bridge_labels)
+
+
+@cache
+def _answers(pool: Pool, featurizer_id: str) -> tuple[Due, Frames]:
+    """A featurizer and what the engine finds with it in the pictures of a pool, as jobs take both."""
+    chosen = [f"featurize.featurizers=[{featurizer_id}]", "featurize.link_captions=false"]
+    config = load_config(assignments=chosen).featurize
+    [due] = prepare(config).due
+    settings = EngineSettings(max_pixels=config.max_pixels, max_frames_per_video=config.max_frames_per_video)
+    found: dict[str, list[Frame]] = {item.media_id: [] for item in _items(pool)[0] if item.media_id is not None}
+    loaded = loaded_featurizers([(due.spec, due.paths, due.fingerprint)], "cpu")
+    for rows in featurize_media([_media(pool, due)], loaded, settings):
+        for row in rows.to_pylist():
+            found[row["media_id"]].append(Frame(row["frame"], row["results"][0]["features"]))
+    return due, found
+
+
+def _media(pool: Pool, due: Due) -> pa.RecordBatch:
+    """The pictures of a pool as the engine takes them."""
+    files = _items(pool)[1]
+    nothing = pa.nulls(len(files))
+    columns = {
+        "media_id": pa.array(list(files)),
+        "content": pa.array([file.read_bytes() for file in files.values()]),
+        **dict.fromkeys(("pack_uri", "offset", "length", "mime"), nothing),
+        "due": pa.array([[due.spec.id]] * len(files)),
+    }
+    return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
 
 
 def _items(pool: Pool) -> tuple[list[GoldenItem], dict[str, Path]]:
@@ -156,19 +178,3 @@ def _items(pool: Pool) -> tuple[list[GoldenItem], dict[str, Path]]:
     media_ids = {url: hashlib.sha256(file.read_bytes()).hexdigest() for url, file in files.items()}
     rows = golden_rows(pool.name, pool.kind, items, media_ids, {})
     return [golden_item(row) for row in rows], {media_ids[url]: file for url, file in files.items()}
-
-
-@cache
-def _frame(featurizer_id: str, file: Path) -> Frame:
-    """A picture's row of `features`."""
-    spec, extract = loaded(featurizer_id)
-    image = decode_image(file.read_bytes(), max_pixels=MAX_PIXELS)
-    found = extract([fit(image, spec)])
-    box = None if found.box is None else upright_boxes(found.box, spec, image.shape[1], image.shape[0])
-
-    def column(values: Sequence[object] | NDArray[np.float32] | None) -> Sequence[object]:
-        return [None] * len(found.image) if values is None else list(values)
-
-    names = ("vector", "label", "score", "box", "text")
-    columns = [column(each) for each in (found.vector, found.label, found.score, box, found.text)]
-    return Frame(0, [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)])

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.experiment_report import Guardrail, Line
 from jobs.paired import Difference, holm, judge
 from jobs.quality import Measurement, compare_measurements, too_few_of
 
@@ -25,6 +23,52 @@ class Asked:
     slices: Sequence[str] = ()  # keys whose values are judged apart
     alpha: float = 0.05
     seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One metric, of all items or of one slice, of a candidate against the baseline."""
+
+    metric: str
+    slice: str | None  # None: all items; else "source=web"
+    higher_is_better: bool
+    margin: float  # the largest difference that does not matter
+    n_items: int
+    n_different: int  # items that the two answer differently
+    baseline: float
+    candidate: float
+    difference: float  # candidate minus baseline
+    low: float | None  # 95 % interval of the difference; None: too few items, `reason` says so
+    high: float | None
+    p_value: float | None
+    adjusted_p: float | None
+    verdict: str  # better, worse, equivalent, undecided or not judged
+    reason: str
+    n_more: int | None = None  # items that would decide an undecided one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guardrail:
+    """A limit that a candidate must keep whatever its quality."""
+
+    name: str
+    limit: str
+    value: float
+    low: float | None = None  # 95 % interval
+    high: float | None = None
+    is_kept: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """What was found about one variant."""
+
+    name: str
+    verdict: str
+    summary: str  # one sentence
+    lines: Sequence[Line]
+    guardrails: Sequence[Guardrail] = ()
 
 
 @dataclass(frozen=True)
@@ -67,7 +111,7 @@ def lines(
     """For each candidate a judged line for each metric and slice.
 
     P-values are corrected for all lines of all candidates together (Holm): whoever tries many variants finds one that
-    looks better.
+    looks better. Equivalence is corrected for the number of candidates alone, see jobs.paired.judge.
     """
     all_asked = [questions(baseline, candidate, slices, asked) for candidate in candidates]
     differences = [[_difference(each, asked.seed + i) for i, each in enumerate(of_one)] for of_one in all_asked]
@@ -77,7 +121,7 @@ def lines(
         [
             _not_judged(each, found, asked.margins[each.metric])
             if isinstance(found, str)
-            else _judged(each, found, next(adjusted), asked)
+            else _judged(each, found, next(adjusted), asked, n_candidates=len(candidates))
             for each, found in zip(*of_one, strict=True)
         ]
         for of_one in zip(all_asked, differences, strict=True)
@@ -115,10 +159,15 @@ def _not_judged(question: _Question, reason: str, margin: float) -> Line:
     )
 
 
-def _judged(question: _Question, found: Difference, adjusted_p: float, asked: Asked) -> Line:
+def _judged(question: _Question, found: Difference, adjusted_p: float, asked: Asked, *, n_candidates: int) -> Line:
     margin, one = asked.margins[question.metric], question.baseline
     judged = judge(
-        found, adjusted_p=adjusted_p, margin=margin, higher_is_better=one.higher_is_better, alpha=asked.alpha
+        found,
+        adjusted_p=adjusted_p,
+        margin=margin,
+        higher_is_better=one.higher_is_better,
+        alpha=asked.alpha,
+        n_candidates=n_candidates,
     )
     low, high = found.interval(1 - asked.alpha)
     return Line(
@@ -213,9 +262,6 @@ def slices_kept(judged: Sequence[Line]) -> Guardrail:
         is_kept=not worse,
         reason=said + (f"; {unknown} of {len(apart)} too small to judge" if unknown else ""),
     )
-
-
-Overall = Literal["better", "worse", "equivalent", "undecided", "not judged"]
 
 
 def overall(judged: Sequence[Line], guardrails: Sequence[Guardrail]) -> tuple[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +45,17 @@ class Frame:
 
 
 Frames = Mapping[str, Sequence[Frame]]  # media_id -> its frames in order
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """What a featurizer found in the media of a golden set, and every metric of it."""
+
+    due: Due
+    golden: str  # name@version
+    items: Sequence[GoldenItem]
+    frames: Frames  # of all media of the set, in the order of its items
+    measurements: Sequence[Measurement]
 
 
 def read_frames(
@@ -198,6 +209,16 @@ def text_search(due: Due, bridge_labels: int) -> TextSearch | None:
     return None if make is None else make(due.spec, due.paths, n_labels=bridge_labels)
 
 
+def evaluate_on(
+    spark: SparkSession, lake: Lake, due: Due, golden: str, items: Sequence[GoldenItem], *, bridge_labels: int, at: int
+) -> Evaluated:
+    """Measure a featurizer on a golden set, `name@version`, from a version of `features`; raises FeaturesMissing."""
+    media_ids = [item.media_id for item in items if item.media_id is not None]
+    frames = read_frames(spark, lake, due, media_ids, at=at)
+    found = measurements(due, items, frames, bridge_labels=bridge_labels)
+    return Evaluated(due=due, golden=golden, items=items, frames=frames, measurements=found)
+
+
 # -- the job ------------------------------------------------------------------------------------------------------
 
 
@@ -239,8 +260,27 @@ def champion_frames(
     return (standing[-1], found) if all(found.values()) else None
 
 
+def evaluated(spark: SparkSession, lake: Lake, config: Config, run: Run, work: Work) -> Iterator[Evaluated]:
+    """Measure every configured featurizer on every golden set that it can be measured on, one after another."""
+    for name in config.evaluate.golden:
+        run.progress(f"evaluating on {name}")
+        number, items = read_golden(spark, lake, name, at=run.inputs[GOLDEN.name])
+        golden, labels = f"{name.partition('@')[0]}@{number}", config.evaluate.bridge_labels
+        for due in work.due:
+            if items[0].kind in MEASURES[due.spec.kind]:
+                at = run.inputs[FEATURES.name]
+                yield evaluate_on(spark, lake, due, golden, items, bridge_labels=labels, at=at)
+
+
 def run(spark: SparkSession, lake: Lake, config: Config, run: Run, work: Work) -> JobResult:
-    """Measure every configured featurizer on every golden set that it can be measured on.
+    """Measure every configured featurizer on every golden set that it can be measured on, and write that down."""
+    return written(spark, lake, config, run, work, evaluated(spark, lake, config, run, work))
+
+
+def written(
+    spark: SparkSession, lake: Lake, config: Config, run: Run, work: Work, found: Iterable[Evaluated]
+) -> JobResult:
+    """Write down what was measured; raises ConfigError where nothing was.
 
     Beside what the labels say stands what can be told without them, `quality/health/...`: of the same media, against
     the champion of the kind where that is another vector space.
@@ -249,36 +289,28 @@ def run(spark: SparkSession, lake: Lake, config: Config, run: Run, work: Work) -
     metrics: dict[str, float] = {}
     said: list[str] = []
     notes: list[str] = []
-    for name in config.evaluate.golden:
-        run.progress(f"evaluating on {name}")
-        number, items = read_golden(spark, lake, name, at=run.inputs[GOLDEN.name])
-        for due in work.due:
-            if items[0].kind not in MEASURES[due.spec.kind]:
+    for one in found:
+        due, (golden_set, _, number) = one.due, one.golden.partition("@")
+        of_all = (run.run_id, due.spec.id, due.fingerprint, golden_set, int(number))
+        metrics[f"{VERSION_PREFIX}{golden_set}"] = int(number)
+        for each in one.measurements:
+            metrics[f"quality/{golden_set}/{metric_key(due.spec.id)}/{each.metric}"] = each.value
+            if np.isnan(each.values).all():  # a metric of the whole set, which no item has
                 continue
-            media_ids = [item.media_id for item in items if item.media_id is not None]
-            frames = read_frames(spark, lake, due, media_ids, at=run.inputs[FEATURES.name])
-            found = measurements(due, items, frames, bridge_labels=config.evaluate.bridge_labels)
-            golden_set = name.partition("@")[0]
-            of_all = (run.run_id, due.spec.id, due.fingerprint, golden_set, number)
-            metrics[f"{VERSION_PREFIX}{golden_set}"] = number
-            for one in found:
-                metrics[f"quality/{golden_set}/{metric_key(due.spec.id)}/{one.metric}"] = one.value
-                if np.isnan(one.values).all():  # a metric of the whole set, which no item has
-                    continue
-                for item_id, value in zip(one.items, one.values.tolist(), strict=True):
-                    rows.append((*of_all, one.metric, item_id, None if math.isnan(value) else value))
-            if found:
-                champion = champion_frames(spark, lake, due, health.sample(media_ids), at=run.inputs[FEATURES.name])
-                unlabelled = health_of(frames, champion and champion[1])
-                key = f"quality/health/{golden_set}/{metric_key(due.spec.id)}"
-                metrics |= {f"{key}/{figure}": value for figure, value in unlabelled.items()}
-                said.append(f"{due.spec.id} on {golden_set}@{number}: {found[0].metric} {found[0].value:.3f}")
-                values = ", ".join(f"{one.metric} {one.value:.3f}" for one in found if "/" not in one.metric)
-                notes.append(f"{due.spec.id} on {golden_set}@{number}, {len(items)} items: {values}")
-                against = f" (shifts against {champion[0]})" if champion and "score_shift" in unlabelled else ""
-                notes.append(
-                    f"{due.spec.id} on {golden_set}@{number} without labels: {health.said(unlabelled)}{against}"
-                )
+            for item_id, value in zip(each.items, each.values.tolist(), strict=True):
+                rows.append((*of_all, each.metric, item_id, None if math.isnan(value) else value))
+        if one.measurements:
+            media_ids = health.sample(list(one.frames))
+            champion = champion_frames(spark, lake, due, media_ids, at=run.inputs[FEATURES.name])
+            unlabelled = health_of(one.frames, champion and champion[1])
+            key = f"quality/health/{golden_set}/{metric_key(due.spec.id)}"
+            metrics |= {f"{key}/{figure}": value for figure, value in unlabelled.items()}
+            first, who = one.measurements[0], f"{due.spec.id} on {one.golden}"
+            said.append(f"{who}: {first.metric} {first.value:.3f}")
+            values = ", ".join(f"{m.metric} {m.value:.3f}" for m in one.measurements if "/" not in m.metric)
+            notes.append(f"{who}, {len(one.items)} items: {values}")
+            against = f" (shifts against {champion[0]})" if champion and "score_shift" in unlabelled else ""
+            notes.append(f"{who} without labels: {health.said(unlabelled)}{against}")
     if not said:
         allowed = "; ".join(f"{kind} on {', '.join(sets)}" for kind, sets in MEASURES.items())
         raise ConfigError(

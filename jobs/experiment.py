@@ -13,10 +13,11 @@ from jobs import evaluate, tracking
 from jobs.check import EXPERIMENT, reports_folder
 from jobs.claims import Claim, agreed, check_fingerprint, check_measured, read_claim
 from jobs.command import FINISHED, Common, Ending
+from jobs.compare import Asked, Candidate, Line, errors_kept, limit_kept, lines, overall, slices_kept
 from jobs.config import Config, ConfigError
 from jobs.experiment_file import Experiment
-from jobs.experiment_page import Arm, Measured, page, primary
-from jobs.experiment_report import Candidate, Trial, render
+from jobs.experiment_page import page
+from jobs.experiment_report import render
 from jobs.experiment_tracking import RunOf, log_experiment, variant_runs
 from jobs.golden import read_golden
 from jobs.lake import Lake, lake_at, open_lake, sql_text
@@ -27,9 +28,23 @@ from jobs.quality import GoldenItem, Measurement
 from jobs.run import Prepared, run_job
 from jobs.runs import JobResult, RunAccepted, run_rows, stored_run_id
 from jobs.session import spark_session
-from jobs.sweep import best, variant, with_grid
+from jobs.sweep import Trial, best, variant, with_grid
 from jobs.trials import searched
-from jobs.variants import arm_of, arms, evaluating, is_same, measure, measurements, part_of, run_arm, run_once
+from jobs.variants import (
+    Arm,
+    Measured,
+    Seen,
+    arm_of,
+    arms,
+    evaluating,
+    is_same,
+    measure,
+    measurements,
+    part_of,
+    primary,
+    run_arm,
+    run_once,
+)
 from schemas import FEATURES, GOLDEN
 
 if TYPE_CHECKING:
@@ -38,13 +53,17 @@ if TYPE_CHECKING:
 
 def run_arms(
     spark: SparkSession, lake: Lake, common: Common, golden: str, variants: Sequence[Arm], run_of: RunOf,
-    progress: Progress, *, known: set[str],
+    progress: Progress, *, known: set[str], seen: Seen,
 ) -> None:  # fmt: skip
-    """Featurize and evaluate variants; fingerprints that are `known` are not computed again."""
-    for arm in variants:
-        mine = replace(common, config=arm.config, run_id=f"{common.run_id}.{arm.name}")
-        run_arm(spark, lake, mine, arm, golden, run_of(arm), progress, known=known)
-        run_once(spark, lake, mine, evaluating(arm, golden), run_of(arm), progress)
+    """Featurize variants, then evaluate them all at one version of `features`, and add what was measured to `seen`.
+
+    Fingerprints that are `known` are not computed again.
+    """
+    mine = [replace(common, config=arm.config, run_id=f"{common.run_id}.{arm.name}") for arm in variants]
+    for of_arm, arm in zip(mine, variants, strict=True):
+        run_arm(spark, lake, of_arm, arm, golden, run_of(arm), progress, known=known)
+    for of_arm, arm in zip(mine, variants, strict=True):
+        run_once(spark, lake, of_arm, evaluating(arm, golden, seen), run_of(arm), progress)
 
 
 def check_asked(experiment: Experiment, measured: Sequence[Measurement], items: Sequence[GoldenItem]) -> None:
@@ -92,6 +111,36 @@ def confirmed(experiment: Experiment, trials: Sequence[Trial], baseline: Arm, ba
     if not chosen and len(experiment.variants) < 2:
         raise ConfigError(f"experiment {experiment.name}: the search tried nothing but the baseline")
     return experiment.model_copy(update={"variants": experiment.variants | chosen})
+
+
+def all_judged(
+    experiment: Experiment, baseline: Measured, candidates: Sequence[Measured], items: Sequence[GoldenItem]
+) -> list[Candidate]:
+    """The verdict on each candidate, without the pictures."""
+    asked = Asked(
+        margins={name: metric.margin for name, metric in experiment.metrics.items()},
+        slices=experiment.slices,
+        alpha=experiment.alpha,
+        seed=experiment.seed,
+    )
+    slices = {item.item_id: item.slices for item in items}
+    found = lines(baseline.measurements, [one.measurements for one in candidates], slices, asked)
+    return [_judged(experiment, baseline, one, its) for one, its in zip(candidates, found, strict=True)]
+
+
+def _judged(experiment: Experiment, baseline: Measured, candidate: Measured, found: Sequence[Line]) -> Candidate:
+    rails = []
+    if limit := experiment.guardrails.p95_ms:
+        rails.append(limit_kept("p95_ms", baseline.passes.p95_ms, candidate.passes.p95_ms, at_most=limit.at_most))
+    if limit := experiment.guardrails.usd_per_million:
+        both = (baseline.passes.cpu_s_per_media, candidate.passes.cpu_s_per_media)
+        rails.append(limit_kept("usd_per_million", *both, at_most=limit.at_most))
+    if limit := experiment.guardrails.error_rate:
+        rails.append(errors_kept(baseline.error_rate, candidate.error_rate, at_most=limit.at_most))
+    if experiment.slices:
+        rails.append(slices_kept(found))
+    verdict, summary = overall(found, rails)
+    return Candidate(name=candidate.arm.name, verdict=verdict, summary=summary, lines=found, guardrails=rails)
 
 
 def earlier(spark: SparkSession, lake: Lake, common: Common, experiment: Experiment) -> Mapping[str, Any] | None:
@@ -158,13 +207,15 @@ def run_experiment(
         )
         run_of = stack.enter_context(variant_runs(parent, lake, experiment))
         try:
-            known: set[str] = set()
+            known, seen = set[str](), Seen()
             part, trials = part_of(experiment, items, searched=False), list[Trial]()
             stated, is_computed = experiment, experiment.features_version is None
             if is_computed:
-                run_arms(spark, lake, common, experiment.golden, variants[:1], run_of, progress, known=known)
+                run_arms(spark, lake, common, experiment.golden, variants[:1], run_of, progress, known=known, seen=seen)
             inputs = _inputs(spark, lake, experiment)
-            _, measured = measurements(spark, lake, variants[0], items, part, at=inputs[FEATURES.name])
+            _, measured = measurements(
+                spark, lake, variants[0], experiment.golden, items, part, at=inputs[FEATURES.name], seen=seen
+            )
             check_asked(experiment, measured, items)
             n_candidates = len(variants) - 1 + (experiment.sweep.confirm if experiment.sweep is not None else 0)
             n_judged = n_lines(experiment, n_candidates, items)
@@ -175,24 +226,25 @@ def run_experiment(
                 return Ending(exit_code=FINISHED, message=said, facts=facts)
             if is_computed:
                 if experiment.sweep is not None:
-                    seen = part_of(experiment, items, searched=True)
+                    tried_on = part_of(experiment, items, searched=True)
                     trials = searched(
-                        spark, lake, common, experiment, variants[0], items, seen, run_of, progress, known=known
+                        spark, lake, common, experiment, variants[0], items, tried_on, run_of, progress, known=known
                     )
                     experiment = confirmed(experiment, trials, variants[0], common.config)
                     variants = arms(experiment, common.config)
-                run_arms(spark, lake, common, experiment.golden, variants[1:], run_of, progress, known=known)
+                run_arms(spark, lake, common, experiment.golden, variants[1:], run_of, progress, known=known, seen=seen)
                 inputs = _inputs(spark, lake, experiment)
             progress("timing the variants in turn")
-            found = measure(spark, lake, experiment, variants, items, part, at=inputs[FEATURES.name])
+            found = measure(spark, lake, experiment, variants, items, part, at=inputs[FEATURES.name], seen=seen)
             for claim, one in zip(claims, found, strict=False):
                 check_measured(claim, golden_set, one.measurements)
             progress("comparing")
+            judged = all_judged(experiment, found[0], found[1:], items)
             report = page(
                 spark, lake, experiment, found, items, number, inputs,
-                stated=stated, command=command, detectable=least, trials=trials,
+                candidates=judged, stated=stated, command=command, detectable=least, trials=trials,
             )  # fmt: skip
-            for one, candidate in zip(found[1:], report.candidates, strict=True):
+            for one, candidate in zip(found[1:], judged, strict=True):
                 mine = replace(common, run_id=f"{common.run_id}.{candidate.name}")
                 with suppress(RunAccepted):  # it is written already
                     run_job(
@@ -210,12 +262,12 @@ def run_experiment(
         file.write_text(render(report), encoding="utf-8")
         tracking.log_files(parent, [file])
         log_experiment(parent, run_of, lake, experiment, found, report)
-    said = "; ".join(f"{one.name} is {one.verdict}: {one.summary}" for one in report.candidates)
+    said = "; ".join(f"{one.name} is {one.verdict}: {one.summary}" for one in judged)
     facts = {
         "run_id": common.run_id,
         "lake": lake.uri,
         "golden": experiment.golden,
-        "verdicts": {one.name: one.verdict for one in report.candidates},
+        "verdicts": {one.name: one.verdict for one in judged},
         "report": str(file),
     }
     return Ending(exit_code=FINISHED, message=f"{said} report at {file}", facts=facts)

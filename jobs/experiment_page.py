@@ -6,7 +6,6 @@ import base64
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -14,25 +13,16 @@ import numpy as np
 import yaml
 
 from jobs import evaluate
-from jobs.compare import Asked, Estimate, errors_kept, level, limit_kept, lines, overall, slices_kept
-from jobs.config import Config, ConfigError
+from jobs.compare import Candidate, Estimate, level
 from jobs.experiment_file import Experiment
-from jobs.experiment_report import (
-    Candidate,
-    ExperimentReport,
-    Line,
-    Objectives,
-    Pair,
-    Region,
-    Trial,
-    Variant,
-    pareto_front,
-)
+from jobs.experiment_report import ExperimentReport, Pair, Region, Variant
 from jobs.lake import Lake, read, sql_text
-from jobs.quality import GoldenItem, Measurement, quality_interval
+from jobs.quality import GoldenItem, quality_interval
 from jobs.runs import code_version
-from jobs.timing import Passes
-from jobs.work import Due, Work
+from jobs.sweep import Objectives, Trial, pareto_front
+from jobs.variants import Arm as Arm  # jobs.experiment_tracking imports both from here
+from jobs.variants import Measured as Measured
+from jobs.variants import primary
 from schemas import DOCUMENTS, FRAMES, GOLDEN
 
 if TYPE_CHECKING:
@@ -41,73 +31,6 @@ if TYPE_CHECKING:
 N_PAIRS = 12  # items shown in which the two differ most
 N_SAID = 5  # of what a variant said of one
 MILLION = 1_000_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Arm:
-    """A variant that was checked before Spark started."""
-
-    name: str
-    settings: Mapping[str, object]  # what is set for it over the configuration
-    config: Config
-    work: Work
-
-    @property
-    def due(self) -> Due:
-        """Its featurizer."""
-        return self.work.due[0]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """What is known of a variant."""
-
-    arm: Arm
-    frames: evaluate.Frames
-    measurements: Sequence[Measurement]
-    passes: Passes
-    error_rate: float
-
-
-def all_judged(
-    experiment: Experiment, baseline: Measured, candidates: Sequence[Measured], items: Sequence[GoldenItem]
-) -> list[Candidate]:
-    """The verdict on each candidate, without the pictures."""
-    asked = Asked(
-        margins={name: metric.margin for name, metric in experiment.metrics.items()},
-        slices=experiment.slices,
-        alpha=experiment.alpha,
-        seed=experiment.seed,
-    )
-    slices = {item.item_id: item.slices for item in items}
-    found = lines(baseline.measurements, [one.measurements for one in candidates], slices, asked)
-    return [_judged(experiment, baseline, one, its) for one, its in zip(candidates, found, strict=True)]
-
-
-def _judged(experiment: Experiment, baseline: Measured, candidate: Measured, found: Sequence[Line]) -> Candidate:
-    rails = []
-    if limit := experiment.guardrails.p95_ms:
-        rails.append(limit_kept("p95_ms", baseline.passes.p95_ms, candidate.passes.p95_ms, at_most=limit.at_most))
-    if limit := experiment.guardrails.usd_per_million:
-        both = (baseline.passes.cpu_s_per_media, candidate.passes.cpu_s_per_media)
-        rails.append(limit_kept("usd_per_million", *both, at_most=limit.at_most))
-    if limit := experiment.guardrails.error_rate:
-        rails.append(errors_kept(baseline.error_rate, candidate.error_rate, at_most=limit.at_most))
-    if experiment.slices:
-        rails.append(slices_kept(found))
-    verdict, summary = overall(found, rails)
-    return Candidate(name=candidate.arm.name, verdict=verdict, summary=summary, lines=found, guardrails=rails)
-
-
-def primary(measured: Sequence[Measurement], experiment: Experiment) -> Measurement:
-    """The measurement that decides; raises ConfigError where it is none of these."""
-    wanted = next(iter(experiment.metrics))
-    there = {one.metric: one for one in measured}
-    if wanted in there and not there[wanted].items:
-        raise ConfigError(f"no item is left to measure {wanted} on; the golden set is too small to be divided")
-    if wanted not in there:
-        raise ConfigError(f"metric {wanted!r} is not measured here; measured: {', '.join(there)}")
-    return there[wanted]
 
 
 def variant_of(measured: Measured, experiment: Experiment, *, is_on_front: bool) -> Variant:
@@ -217,13 +140,14 @@ def _region(label: str, box: Sequence[float]) -> Region:
 
 def page(
     spark: SparkSession, lake: Lake, experiment: Experiment, found: Sequence[Measured], items: Sequence[GoldenItem],
-    number: int, inputs: Mapping[str, int], *, stated: Experiment, command: str, detectable: float,
-    trials: Sequence[Trial],
+    number: int, inputs: Mapping[str, int], *, candidates: Sequence[Candidate], stated: Experiment, command: str,
+    detectable: float, trials: Sequence[Trial],
 ) -> ExperimentReport:  # fmt: skip
     """All that the experiment's page shows.
 
-    stated: the experiment as it was asked for, and by which command; detectable: what was foreseen of the baseline;
-    trials: of a search, whose best are among the variants of `experiment`.
+    candidates: what was found about the others than the baseline; stated: the experiment as it was asked for, and by
+    which command; detectable: what was foreseen of the baseline; trials: of a search, whose best are among the
+    variants of `experiment`.
     """
     baseline, *others = found
     first = primary(baseline.measurements, experiment)
@@ -234,10 +158,6 @@ def page(
         return quality, level(one.passes.p95_ms).value, dollars(one).value
 
     front = pareto_front([point(one) for one in found])
-    candidates = [
-        replace(its, pairs=pairs(spark, lake, baseline, one, items, experiment))
-        for one, its in zip(others, all_judged(experiment, baseline, others, items), strict=True)
-    ]
     golden_set = experiment.golden.partition("@")[0]
     its_rows = f"golden_set = {sql_text(golden_set)} AND golden_version = {number}"
     card = read(spark, lake, GOLDEN).where(its_rows).select("card").first()
@@ -253,6 +173,7 @@ def page(
         card={key: str(value) for key, value in json.loads(card.card).items()} if card is not None else {},
         variants=[variant_of(one, experiment, is_on_front=on) for one, on in zip(found, front, strict=True)],
         candidates=candidates,
+        pairs={one.arm.name: pairs(spark, lake, baseline, one, items, experiment) for one in others},
         detectable=detectable,
         trials=trials,
         costs={one.arm.name: {"decode and infer": dollars(one).value} for one in found},

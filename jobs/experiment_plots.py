@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from jobs.experiment_report import ExperimentReport, Line, Variant, measured, numbers, verdict_class
+from jobs.compare import Line
+from jobs.experiment_report import ExperimentReport, Variant, measured, numbers, verdict_class
 from jobs.plot_labels import shortened
 
 if TYPE_CHECKING:

@@ -6,14 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
+from jobs.compare import Candidate as Candidate  # jobs.experiment_tracking imports it from here
+from jobs.compare import Line
 from jobs.plot_labels import Label, place_labels, shortened, step_line
 from jobs.report import duration, number, pages
+from jobs.sweep import Trial, dominates
 
 Region = tuple[str, float, float, float, float]  # label, x, y, width, height as fractions of the picture
-# quality, of which more is better, and two costs, of which less is: milliseconds and dollars, or ratios of them
-Objectives = tuple[float, float, float]
 
 MINUS, NOTHING = "\u2212", "\u2013"  # typography
 VERDICTS = ("better", "worse", "equivalent", "undecided")  # each has a colour and a shape; all else is not judged
@@ -22,41 +22,6 @@ NO_SPAN = 1e-290  # below it, floating point has no room for ticks
 PANEL_SIZES = {"wide": (528.0, 372.0), "narrow": (318.0, 330.0)}  # pixels; beside each other, and on a telephone
 PANEL_MARGINS = (58.0, 32.0, 16.0, 48.0)  # pixels left, top, right, bottom: room for ticks and the axis's name
 MAX_NAMED = 8  # variants whose names a plot has room for; more are numbered
-
-
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """One metric, of all items or of one slice, of a candidate against the baseline."""
-
-    metric: str
-    slice: str | None  # None: all items; else "source=web"
-    higher_is_better: bool
-    margin: float  # the largest difference that does not matter
-    n_items: int
-    n_different: int  # items that the two answer differently
-    baseline: float
-    candidate: float
-    difference: float  # candidate minus baseline
-    low: float | None  # 95 % interval of the difference; None: too few items, `reason` says so
-    high: float | None
-    p_value: float | None
-    adjusted_p: float | None
-    verdict: str  # better, worse, equivalent, undecided or not judged
-    reason: str
-    n_more: int | None = None  # items that would decide an undecided one
-
-
-@dataclass(frozen=True, kw_only=True)
-class Guardrail:
-    """A limit that a candidate must keep whatever its quality."""
-
-    name: str
-    limit: str
-    value: float
-    low: float | None = None  # 95 % interval
-    high: float | None = None
-    is_kept: bool
-    reason: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,27 +64,6 @@ class Variant:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
-    """What a search tried."""
-
-    name: str
-    settings: Mapping[str, Any]  # key -> value
-    objectives: Objectives  # on the items that the search saw; costs as ratios to the baseline's
-
-
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """What was found about one variant."""
-
-    name: str
-    verdict: str
-    summary: str  # one sentence
-    lines: Sequence[Line]
-    guardrails: Sequence[Guardrail] = ()
-    pairs: Sequence[Pair] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
 class ExperimentReport:
     """All that the template shows."""
 
@@ -134,6 +78,7 @@ class ExperimentReport:
     card: Mapping[str, str] = field(default_factory=dict)  # data card of the golden set
     variants: Sequence[Variant]
     candidates: Sequence[Candidate]
+    pairs: Mapping[str, Sequence[Pair]] = field(default_factory=dict)  # by candidate
     detectable: float  # smallest difference of the primary metric that the items could show, known before the run
     trials: Sequence[Trial] = ()  # of a search, whose best are the candidates
     costs: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # variant -> stage -> dollars per million
@@ -188,16 +133,6 @@ class Panel:
     y: Scale
     labels: Sequence[Label]  # in the order of the variants
     front: str  # SVG path
-
-
-def dominates(one: Objectives, other: Objectives) -> bool:
-    """Whether `one` is nowhere worse and somewhere better: quality higher, milliseconds and dollars lower."""
-    return one != other and one[0] >= other[0] and one[1] <= other[1] and one[2] <= other[2]
-
-
-def pareto_front(points: Sequence[Objectives]) -> list[bool]:
-    """Which points (quality, milliseconds, dollars) no other dominates; equal ones stand or fall together."""
-    return [not any(dominates(other, point) for other in points) for point in points]
 
 
 def _round_step(at_least: float) -> float:
@@ -319,7 +254,7 @@ def cost_rows(costs: Mapping[str, Mapping[str, float]]) -> list[tuple[str, float
 
 def render(report: ExperimentReport) -> str:
     """The HTML of a report; every text from outside is escaped, nothing in it is loaded from elsewhere."""
-    for pair in (pair for candidate in report.candidates for pair in candidate.pairs):
+    for pair in (pair for shown in report.pairs.values() for pair in shown):
         if pair.thumbnail is not None and not pair.thumbnail.startswith("data:image/"):
             raise ValueError(f"the thumbnail of {pair.title!r} is {pair.thumbnail[:40]!r}, not a data:image/ URI")
     lines = [(candidate, line) for candidate in report.candidates for line in candidate.lines]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.config import Spark
 from jobs.dollars import Attempt, Held, core_seconds, gpu_seconds, held_core_s
 from jobs.metrics import RunMetrics, merge
+from jobs.polling import polling
 from jobs.session import local_cores
 from jobs.stage_times import StageTimes
 
@@ -85,20 +86,13 @@ class Meter:
     @contextmanager
     def collecting(self) -> Iterator[Meter]:
         """Read the status store now and then while the block lasts, before it forgets."""
-        stop = threading.Event()
 
         def collect() -> None:
-            while not stop.wait(COLLECT_S):
-                with suppress(Exception):  # the next lap reads again, or says that Spark is gone
-                    self._collect()
+            with suppress(Exception):  # the next lap reads again, or says that Spark is gone
+                self._collect()
 
-        thread = threading.Thread(target=collect, name="meter", daemon=True)
-        thread.start()
-        try:
+        with polling(collect, every_s=COLLECT_S, name="meter"):
             yield self
-        finally:
-            stop.set()
-            thread.join()
 
     def lap(self, name: str, engine: StageTimes | None = None) -> RunMetrics:
         """The seconds since the last lap, as those of a job.

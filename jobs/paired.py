@@ -280,15 +280,24 @@ def too_few(
 
 
 def judge(
-    difference: Difference, *, adjusted_p: float, margin: float, higher_is_better: bool, alpha: float = 0.05
+    difference: Difference,
+    *,
+    adjusted_p: float,
+    margin: float,
+    higher_is_better: bool,
+    alpha: float = 0.05,
+    n_candidates: int = 1,
 ) -> Judged:
     """The verdict on one metric.
 
     margin: the largest difference that does not matter. `better` or `worse` where the difference is significant after
     the correction for several tests; `equivalent` where the interval of 1 - 2 alpha lies within the margin (two
     one-sided tests, Schuirmann 1987); else `undecided`.
+    n_candidates: that share the alpha of equivalence (Bonferroni), for whoever tries many finds one that looks
+    equivalent. Metrics and slices do not: a candidate is accepted as equivalent by one metric, chosen beforehand.
     """
-    low, high = difference.interval(1 - 2 * alpha)
+    shared = alpha / n_candidates
+    low, high = difference.interval(1 - 2 * shared)
     if adjusted_p < alpha:
         is_better = (difference.difference > 0) == higher_is_better
         return Judged(verdict="better" if is_better else "worse", reason=f"p = {adjusted_p:.2g} is below {alpha:g}")
@@ -300,7 +309,7 @@ def judge(
     return Judged(
         verdict="undecided",
         reason=f"the difference may be anything between {low:+.3g} and {high:+.3g}; {margin:g} would matter",
-        n_more=deciding_items(difference, margin=margin, alpha=alpha) - difference.n_items,
+        n_more=deciding_items(difference, margin=margin, alpha=shared) - difference.n_items,
     )
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+
+from jobs.polling import polling
 
 POLL_S = 0.5
 PLAIN_S = 30  # between two plain lines of one phase
@@ -87,20 +88,13 @@ class Progress:
         """Keep the line up for the block; where nothing is live, print that of a phase which changes now and then."""
         from rich.markup import escape
 
-        stop = threading.Event()
         with self._console.status("") if self._live else nullcontext() as status:
 
             def refresh() -> None:
-                while not stop.wait(POLL_S if self._live else PLAIN_S):
-                    if status is not None:
-                        status.update(escape(self.line()))
-                    elif not isinstance(self._text, str):
-                        self._print(self._now())
+                if status is not None:
+                    status.update(escape(self.line()))
+                elif not isinstance(self._text, str):
+                    self._print(self._now())
 
-            thread = threading.Thread(target=refresh, name="progress", daemon=True)
-            thread.start()
-            try:
+            with polling(refresh, every_s=POLL_S if self._live else PLAIN_S, name="progress"):
                 yield self
-            finally:
-                stop.set()
-                thread.join()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import zip_longest
 from typing import Any
 
@@ -76,7 +76,7 @@ class Measurement:
         """(n,): of items whose answers belong together, see jobs.paired.compare; None where each stands alone."""
         return self.data.groups if isinstance(self.data, Copies) else None
 
-    @property
+    @cached_property
     def value(self) -> float:
         """The metric over all items; NaN where it is not defined."""
         if not self.items:

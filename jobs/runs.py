@@ -15,6 +15,7 @@ from importlib.metadata import version as package_version
 from typing import TYPE_CHECKING, Any, Literal
 
 from jobs.lake import Lake, read, repeated, sql_text
+from jobs.polling import polling
 from jobs.progress import Text
 from schemas import RUNS
 from schemas.table import spark_type
@@ -223,7 +224,7 @@ def executing(
             update_run(spark, lake, run_id, owner=owner, status="failed", ended=datetime.now(UTC))
             raise _refused(spark, lake, held, expiry_s=expiry_s)
 
-    stop, lost = threading.Event(), threading.Event()
+    lost = threading.Event()
     beaten = [now]
 
     def beat_once() -> None:
@@ -232,14 +233,14 @@ def executing(
         beaten[0] = beat_at
 
     def beat() -> None:
-        while not stop.wait(heartbeat_s):
-            try:
-                beat_once()
-            except RunTakenOver:
-                lost.set()
-                return
-            except Exception:  # one missed beat is no reason to stop; `check_owned` looks how long ago the last one was
-                continue
+        if lost.is_set():
+            return
+        try:
+            beat_once()
+        except RunTakenOver:
+            lost.set()
+        except Exception:  # one missed beat is no reason to stop; `check_owned` looks how long ago the last one was
+            return
 
     def check_owned() -> None:
         if lost.is_set():
@@ -247,13 +248,10 @@ def executing(
         if datetime.now(UTC) - beaten[0] >= timedelta(seconds=expiry_s):  # others may take this run for dead
             beat_once()
 
-    heart = threading.Thread(target=beat, name="heartbeat", daemon=True)
-    heart.start()
     try:
-        yield Run(**{**run.__dict__, "progress": progress, "check_owned": check_owned})
+        with polling(beat, every_s=heartbeat_s, name="heartbeat"):
+            yield Run(**{**run.__dict__, "progress": progress, "check_owned": check_owned})
     except BaseException as e:
-        stop.set()
-        heart.join()
         if isinstance(e, RunTakenOver):
             raise
         with _quietly():
@@ -262,9 +260,6 @@ def executing(
             if not _update(spark, lake, f"{mine} AND status = 'running'", failed) and not run_rows(spark, lake, mine):
                 raise RunTakenOver(f"run {run_id} was taken over by another attempt; this one stops") from e
         raise
-    finally:
-        stop.set()
-        heart.join()
 
 
 @contextmanager

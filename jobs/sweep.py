@@ -1,4 +1,4 @@
-"""What a sweep tries: all of a grid, or what a search proposes from the results so far. Knows no lake and no metric."""
+"""What a sweep tries, a grid or what a search proposes from its results; the best of that. Knows no lake, no metric."""
 
 from __future__ import annotations
 
@@ -8,13 +8,24 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from jobs.config import ConfigError
 from jobs.experiment_file import FEATURIZER, MAX_VARIANTS, Experiment, Range, Sweep, VariantConf
-from jobs.experiment_report import Objectives, Trial, pareto_front
 
 Settings = Mapping[str, Any]  # key -> value, for one variant
+# quality, of which more is better, and two costs, of which less is: milliseconds and dollars, or ratios of them
+Objectives = tuple[float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What a search tried."""
+
+    name: str
+    settings: Mapping[str, Any]  # key -> value
+    objectives: Objectives  # on the items that the search saw; costs as ratios to the baseline's
 
 
 def grid(sweep: Sweep) -> dict[str, VariantConf]:
@@ -94,6 +105,16 @@ class Search:
     def tell(self, objectives: Objectives) -> None:
         """What came of it."""
         self._study.tell(self._asked, list(objectives))
+
+
+def dominates(one: Objectives, other: Objectives) -> bool:
+    """Whether `one` is nowhere worse and somewhere better: quality higher, milliseconds and dollars lower."""
+    return one != other and one[0] >= other[0] and one[1] <= other[1] and one[2] <= other[2]
+
+
+def pareto_front(points: Sequence[Objectives]) -> list[bool]:
+    """Which points (quality, milliseconds, dollars) no other dominates; equal ones stand or fall together."""
+    return [not any(dominates(other, point) for other in points) for point in points]
 
 
 def best(trials: Sequence[Trial], n: int) -> list[Trial]:

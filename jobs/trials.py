@@ -12,16 +12,14 @@ from jobs import evaluate
 from jobs.command import Common
 from jobs.config import ConfigError
 from jobs.experiment_file import Experiment
-from jobs.experiment_page import Arm, primary
-from jobs.experiment_report import Trial
 from jobs.experiment_tracking import RunOf
 from jobs.lake import Lake, sql_text
 from jobs.progress import Progress
 from jobs.quality import GoldenItem
 from jobs.run import Prepared, run_job
 from jobs.runs import JobResult, run_rows, stored_run_id
-from jobs.sweep import Search, Settings, key_of, variant, variant_name
-from jobs.variants import Part, arm_of, measurements, run_arm, timing
+from jobs.sweep import Search, Settings, Trial, key_of, variant, variant_name
+from jobs.variants import Arm, Part, arm_of, measurements, primary, run_arm, timing
 from schemas import FEATURES
 
 if TYPE_CHECKING:
@@ -82,7 +80,7 @@ def trying(
 
     def run(spark: SparkSession, lake: Lake, _: object) -> JobResult:
         at = evaluate.pins(spark, lake)[FEATURES.name]
-        frames, found = measurements(spark, lake, arm, items, part, at=at)
+        frames, found = measurements(spark, lake, arm, experiment.golden, items, part, at=at, seen={})
         wanted = primary(found, experiment)
         if np.isnan(wanted.value):
             raise ConfigError(f"{wanted.metric} is not defined on the {len(wanted.items)} items that the search sees")

@@ -16,20 +16,47 @@ from jobs.command import Common
 from jobs.config import Config, ConfigError, load_config
 from jobs.engine import EngineSettings
 from jobs.experiment_file import Experiment, Range, VariantConf
-from jobs.experiment_page import Arm, Measured
 from jobs.inference import loaded_featurizers
 from jobs.lake import Lake, read
 from jobs.progress import Progress
 from jobs.quality import GoldenItem, Measurement
 from jobs.run import Prepared, run_job
-from jobs.runs import RunAccepted, RunPublished
+from jobs.runs import JobResult, Run, RunAccepted, RunPublished
 from jobs.sweep import Settings, is_searched, variant, variant_name
 from jobs.timing import Passes, Timed, interleaved
-from jobs.work import Selection, prepare
-from schemas import MEDIA
+from jobs.work import Due, Selection, Work, prepare
+from schemas import FEATURES, MEDIA
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
+
+Seen = dict[tuple[str, int], evaluate.Evaluated]  # what was measured of a variant at a version of `features`
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """A variant that was checked before Spark started."""
+
+    name: str
+    settings: Mapping[str, object]  # what is set for it over the configuration
+    config: Config
+    work: Work
+
+    @property
+    def due(self) -> Due:
+        """Its featurizer."""
+        return self.work.due[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What is known of a variant."""
+
+    arm: Arm
+    frames: evaluate.Frames
+    measurements: Sequence[Measurement]
+    passes: Passes
+    error_rate: float
 
 
 def arm_of(name: str, variant: VariantConf, base: Config) -> Arm:
@@ -107,17 +134,18 @@ def featurizing(arm: Arm, selection: Selection) -> Prepared:
     )
 
 
-def evaluating(arm: Arm, golden: str) -> Prepared:
-    """The job that measures a variant item by item."""
+def evaluating(arm: Arm, golden: str, seen: Seen) -> Prepared:
+    """The job that measures a variant item by item, and adds what it measured to `seen`."""
     chosen = arm.config.evaluate.model_copy(update={"golden": (golden,)})
     config = arm.config.model_copy(update={"evaluate": chosen})
-    return Prepared(
-        name="evaluate",
-        outputs={},
-        pins=evaluate.pins,
-        run=lambda spark, lake, run: evaluate.run(spark, lake, config, run, arm.work),
-        is_measured=False,
-    )
+
+    def evaluated(spark: SparkSession, lake: Lake, run: Run) -> JobResult:
+        found = list(evaluate.evaluated(spark, lake, config, run, arm.work))
+        for one in found:
+            seen[arm.name, run.inputs[FEATURES.name]] = one
+        return evaluate.written(spark, lake, config, run, arm.work, found)
+
+    return Prepared(name="evaluate", outputs={}, pins=evaluate.pins, run=evaluated, is_measured=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +160,8 @@ class Part:
     def of(self, measured: Measurement) -> Measurement:
         """A metric on these items alone."""
         drawn = [is_searched(self.groups.get(item, item), share=self.share, seed=self.seed) for item in measured.items]
-        return measured.only([i for i, searched in enumerate(drawn) if searched == self.searched])
+        mine = [i for i, searched in enumerate(drawn) if searched == self.searched]
+        return measured if len(mine) == len(drawn) else measured.only(mine)
 
 
 def query_groups(relevant: Mapping[str, Sequence[str]]) -> dict[str, str]:
@@ -162,23 +191,38 @@ def part_of(experiment: Experiment, items: Sequence[GoldenItem], *, searched: bo
 
 
 def measurements(
-    spark: SparkSession, lake: Lake, arm: Arm, items: Sequence[GoldenItem], part: Part, *, at: int
-) -> tuple[evaluate.Frames, list[Measurement]]:
-    """What a variant found in the golden set's media at a version of `features`, and every metric of it."""
-    media_ids = [item.media_id for item in items if item.media_id is not None]
-    frames = evaluate.read_frames(spark, lake, arm.due, media_ids, at=at)
-    found = evaluate.measurements(arm.due, items, frames, bridge_labels=arm.config.evaluate.bridge_labels)
-    return frames, [part.of(one) for one in found]
+    spark: SparkSession, lake: Lake, arm: Arm, golden: str, items: Sequence[GoldenItem], part: Part, *, at: int,
+    seen: Seen,
+) -> tuple[evaluate.Frames, list[Measurement]]:  # fmt: skip
+    """What a variant found in the golden set's media at a version of `features`, and every metric of it.
+
+    What is not in `seen`, as where an evaluation was accepted before, is measured here and added to it.
+    """
+    if (key := (arm.name, at)) not in seen:
+        labels = arm.config.evaluate.bridge_labels
+        seen[key] = evaluate.evaluate_on(spark, lake, arm.due, golden, items, bridge_labels=labels, at=at)
+    return seen[key].frames, [part.of(one) for one in seen[key].measurements]
+
+
+def primary(measured: Sequence[Measurement], experiment: Experiment) -> Measurement:
+    """The measurement that decides; raises ConfigError where it is none of these."""
+    wanted = next(iter(experiment.metrics))
+    there = {one.metric: one for one in measured}
+    if wanted in there and not there[wanted].items:
+        raise ConfigError(f"no item is left to measure {wanted} on; the golden set is too small to be divided")
+    if wanted not in there:
+        raise ConfigError(f"metric {wanted!r} is not measured here; measured: {', '.join(there)}")
+    return there[wanted]
 
 
 def measure(
     spark: SparkSession, lake: Lake, experiment: Experiment, variants: Sequence[Arm], items: Sequence[GoldenItem],
-    part: Part, *, at: int,
+    part: Part, *, at: int, seen: Seen,
 ) -> list[Measured]:  # fmt: skip
     """Every metric of every variant at one version of `features`, and what it costs, in turn on this machine."""
     found = []
     for arm in variants:
-        frames, measured = measurements(spark, lake, arm, items, part, at=at)
+        frames, measured = measurements(spark, lake, arm, experiment.golden, items, part, at=at, seen=seen)
         failed = [all(frame.features is None for frame in each) for each in frames.values()]
         found.append((arm, frames, measured, float(np.mean(failed))))
     timed = timing(spark, lake, experiment, variants, found[0][1])

@@ -35,6 +35,7 @@ ABOUT = {  # modules that are about a heavy package, which they may import at th
     "jobs/sample_signs.py": {"PIL"},
 }
 MEANINGLESS = {"utils", "util", "common", "helpers", "helper", "core", "misc"}
+PAGES = {"jobs.experiment_page", "jobs.experiment_plots", "jobs.experiment_report"}
 MAX_LINES = 400
 MAX_BASE_CLASS_LINES = 40
 TOP_LEVEL = {
@@ -112,6 +113,13 @@ def our_sources() -> dict[str, str]:
 
 def test_no_module_breaks_the_rules_of_imports_names_and_size() -> None:
     assert [broken for path, source in our_sources().items() for broken in violations(path, source)] == []
+
+
+def test_what_measures_and_judges_knows_no_page() -> None:
+    for name in ("compare", "paired", "quality", "sweep", "trials", "variants"):
+        nodes = ast.walk(ast.parse((ROOT / "jobs" / f"{name}.py").read_text()))
+        modules = {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+        assert not modules & PAGES, name
 
 
 def test_no_base_class_is_long() -> None:

@@ -63,6 +63,21 @@ def test_p_values_are_corrected_for_all_candidates_together() -> None:
     assert many[0][0].p_value == alone.p_value and many[0][0].adjusted_p == pytest.approx(5 * alone.p_value)  # type: ignore[operator]
 
 
+def test_equivalence_is_corrected_for_the_candidates_and_not_for_slices() -> None:
+    nearly = BASELINE.copy()
+    nearly[np.flatnonzero(~BASELINE)[:10]] = True
+    nearly[np.flatnonzero(BASELINE)[:10]] = False
+    margin = {"top_1": 0.04}
+    [[alone]] = lines(measured(BASELINE), [measured(nearly)], {}, Asked(margins=margin))
+    assert alone.verdict == "equivalent"
+    [sliced] = lines(measured(BASELINE), [measured(nearly)], SLICES, Asked(margins=margin, slices=["source", "size"]))
+    assert (sliced[0].verdict, sliced[0].reason, len(sliced)) == ("equivalent", alone.reason, 4)
+    many = lines(measured(BASELINE), [measured(nearly)] * 10, {}, Asked(margins=margin))
+    assert [line.verdict for [line] in many] == ["undecided"] * 10
+    assert (many[0][0].low, many[0][0].high) == (alone.low, alone.high)  # the 95 % interval is that of one
+    assert all(line.n_more for [line] in many)
+
+
 def test_few_items_or_few_different_ones_are_not_judged_and_say_why() -> None:
     few = {item: {"source": "folder" if i < 40 else "web"} for i, item in enumerate(SLICES)}
     [found] = lines(measured(BASELINE), [measured(BETTER)], few, Asked(margins={"top_1": 0.05}, slices=["source"]))

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from jobs import evaluate as evaluation
 from jobs import golden
 from jobs.cli import app
 from jobs.config import ConfigError, Golden, load_config
@@ -22,9 +23,10 @@ from jobs.golden import read_golden
 from jobs.golden_labels import GoldenError, LabelledBox
 from jobs.lake import open_lake
 from jobs.metrics import metric_key
-from jobs.quality import GoldenItem
+from jobs.quality import GoldenItem, Measurement
 from jobs.runs import Run
-from jobs.work import prepare
+from jobs.work import Due, prepare
+from schemas import RUNS
 from tests.attempts import kill_all, logged, start_command, until_struck
 from tests.rows import NOW
 
@@ -128,9 +130,22 @@ def lakelens(spark: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     return command
 
 
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """What has been measured until now: featurizer and labels bridged, each time that metrics are computed."""
+    found, measurements = list[tuple[str, int]](), evaluation.measurements
+
+    def noted(due: Due, *told: Any, bridge_labels: int) -> list[Measurement]:
+        found.append((due.spec.id, bridge_labels))
+        return measurements(due, *told, bridge_labels=bridge_labels)
+
+    monkeypatch.setattr(evaluation, "measurements", noted)
+    return found
+
+
 @pytest.mark.spark
 def test_labels_become_a_golden_set_and_variants_are_measured_on_it_item_by_item_and_compared(
-    spark: Any, lakelens: Command, pictures: Path, tmp_path: Path
+    spark: Any, lakelens: Command, pictures: Path, tmp_path: Path, measured: list[tuple[str, int]]
 ) -> None:
     labels = write_labels(tmp_path / "labels.csv", SHOWN)
     add = ("golden", "add", "few", "--kind", "labels", "--labels", str(labels), "--pictures", str(pictures))
@@ -168,6 +183,17 @@ def test_labels_become_a_golden_set_and_variants_are_measured_on_it_item_by_item
     assert {name.rpartition("/")[2] for name in unlabelled} == {"share_of_empty", "effective_dimensions"}
     assert unlabelled[f"quality/health/few/{metric_key(CONCEPTS)}/share_of_empty"] == 0.25
 
+    # Each variant was measured once, by its evaluation; where that was accepted before, it is measured for the page.
+    assert measured == [(CONCEPTS, 1), (CONCEPTS, 5)]
+    lake = open_lake(spark, str(tmp_path / "lake"))
+    spark.sql(f"UPDATE delta.`{lake.table(RUNS)}` SET status = 'accepted' WHERE job = 'evaluate'")
+    Path(outcome["report"]).unlink()
+    assert lakelens("experiment", str(tmp_path / "labels.yaml"), "--run-id", "try")["verdicts"] == {
+        "five": "not judged"
+    }
+    assert Path(outcome["report"]).exists() and measured[2:] == [(CONCEPTS, 1), (CONCEPTS, 5)]
+    assert len(table("evaluations")) == len(both)
+
     # Evaluations of one snapshot are compared as they were; what differs from what they measured is refused.
     both_ids = ("--baseline", CONCEPTS, "--candidate", CONCEPTS, "--golden", "few", "--metric", "top_1")
     again = ("compare", *both_ids, "--baseline-run", "try.five", "--candidate-run")
@@ -177,7 +203,6 @@ def test_labels_become_a_golden_set_and_variants_are_measured_on_it_item_by_item
     fast = ("--set", "featurize.decode_profile=fast")
     assert "is to have fingerprint" in lakelens(*again, "try.five", *fast, exit_code=2)["message"]
 
-    lake = open_lake(spark, str(tmp_path / "lake"))
     described = {"name": "few", "kind": "labels", "labels": str(labels), "pictures": str(pictures)}
     same, other = (Golden(**described, card={"licence": licence}) for licence in ("CC0", "MIT"))
     assert "few version 1" in golden.run(spark, lake, a_run("again"), [same]).message  # nothing new: no version

@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from jobs import evaluate
 from jobs.claims import ComparisonRefused
 from jobs.config import ConfigError, load_config
-from jobs.evaluate import Frame
+from jobs.evaluate import Evaluated, Frame
 from jobs.experiment import check_asked, foreseen, n_lines
 from jobs.experiment_file import checked, read_experiment, two_featurizers
 from jobs.experiment_page import said_of
+from jobs.lake import lake_at
 from jobs.quality import GoldenItem, zero_shot
-from jobs.variants import arms
+from jobs.variants import Seen, arms, measurements, part_of
 from tests.test_evaluate import CONCEPTS, EXPERIMENT, feature
 
 
@@ -95,6 +97,28 @@ def test_metrics_and_slices_that_are_not_there_are_refused_before_the_candidates
     with pytest.raises(ConfigError, match="slice 'sise' is of no item of few; there are: size"):
         check_asked(checked(EXPERIMENT | {"slices": ["sise"]}, "file"), found, items)
     assert n_lines(checked(EXPERIMENT, "file"), 3, items) == 6  # one metric, all items and one slice, three candidates
+
+
+def test_what_was_measured_is_handed_on_at_its_version_of_the_features_and_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    experiment, read = checked(EXPERIMENT, "file"), list[int]()
+    items = [GoldenItem(item_id=str(i), kind="labels", labels=("cat",)) for i in range(4)]
+    [one, five] = arms(experiment, load_config())
+
+    def read_and_measured(*told: Any, bridge_labels: int, at: int) -> Evaluated:
+        """What Spark would read."""
+        read.append(at)
+        found = zero_shot(items, ["cat"], np.ones((4, 1)))
+        return Evaluated(due=one.due, golden="few@1", items=items, frames={}, measurements=found)
+
+    monkeypatch.setattr(evaluate, "evaluate_on", read_and_measured)
+    seen, part, lake = Seen(), part_of(experiment, items, searched=False), lake_at("memory")
+    spark: Any = None
+    found = [measurements(spark, lake, one, "few@1", items, part, at=at, seen=seen)[1][0] for at in (3, 3, 4)]
+    assert read == [3, 4] and found[0] is found[1] is not found[2]
+    measurements(spark, lake, five, "few@1", items, part, at=4, seen=seen)
+    assert read == [3, 4, 4]
 
 
 def test_settings_that_change_nothing_are_refused() -> None:

@@ -15,23 +15,19 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from jobs.compare import Candidate, Guardrail, Line
 from jobs.experiment_report import (
     MAX_NAMED,
     MINUS,
     NOTHING,
     PANEL_MARGINS,
     PANEL_SIZES,
-    Candidate,
     ExperimentReport,
-    Guardrail,
-    Line,
     Pair,
     Variant,
     cost_rows,
-    dominates,
     forests,
     panel,
-    pareto_front,
     places_of,
     plain,
     render,
@@ -42,6 +38,7 @@ from jobs.experiment_report import (
 from jobs.plot_labels import LINE_PX, MARK_PX, place_labels, shortened, step_line, text_width
 from jobs.report import pages
 from jobs.report import render as render_run
+from jobs.sweep import pareto_front
 from tests.test_report import Page
 from tests.test_report import report_of as run_report
 
@@ -190,7 +187,6 @@ def example(n_candidates: int = 2, *, n_slices: int = 6, n_pairs: int = 4) -> Ex
                     reason="0.12% of the items failed, 0.12% of the baseline's",
                 ),
             ],
-            pairs=pairs(n_pairs),
         )
         for i, v in enumerate(variants[1:])
     ]  # fmt: skip
@@ -207,6 +203,7 @@ def example(n_candidates: int = 2, *, n_slices: int = 6, n_pairs: int = 4) -> Ex
         card={"source": "photos of 14 cities, 2024", "labelled by": "two people, a third decided", "licence": "CC BY"},
         variants=variants,
         candidates=candidates,
+        pairs={one.name: pairs(n_pairs) for one in candidates},
         detectable=0.012,
         costs={v.name: {s: v.usd_per_million * share for s, share in shares.items()} for v in variants},
         inputs={"documents": 41, "media": 17, "frames": 12, "golden": 3},
@@ -244,9 +241,9 @@ def report_of(text: str) -> ExperimentReport:
             Candidate(
                 name=text, verdict=text, summary=text, lines=[line(metric=text, verdict=text, reason=text), few],
                 guardrails=[Guardrail(name=text, limit=text, value=1.0, is_kept=False, reason=text)],
-                pairs=[pair, replace(pair, url=text, thumbnail=None)],
             )
         ],
+        pairs={text: [pair, replace(pair, url=text, thumbnail=None)]},
         costs={text: {text: 1.0}}, inputs={text: 1}, settings_text=text, commands=[text], versions={"lakelens": text},
         notes=[text],
     )  # fmt: skip
@@ -276,9 +273,8 @@ def test_the_page_loads_nothing_from_elsewhere_and_runs_nothing() -> None:
 
 def test_only_addresses_of_the_web_become_links() -> None:
     [pair] = pairs(1)
-    candidate = example(1).candidates[0]
     shown = [replace(pair, url=url) for url in ("javascript:alert(1)", "file:///a.jpg", "http://example.org/")]
-    page = Page(render(replace(example(1), candidates=[replace(candidate, pairs=shown)])))
+    page = Page(render(replace(example(1), pairs={NAMES[0]: shown})))
     assert [a["href"] for tag, a in page.tags if tag == "a" and not (a["href"] or "").startswith("#")] == [
         "http://example.org/"
     ]
@@ -287,9 +283,9 @@ def test_only_addresses_of_the_web_become_links() -> None:
 
 def test_a_thumbnail_that_would_be_loaded_is_refused() -> None:
     [pair] = pairs(1)
-    candidate = replace(example(1).candidates[0], pairs=[replace(pair, thumbnail="http://example.org/a.jpg")])
+    loaded = replace(pair, thumbnail="http://example.org/a.jpg")
     with pytest.raises(ValueError, match=r"'http://example\.org/a\.jpg', not a data:image/ URI"):
-        render(replace(example(1), candidates=[candidate]))
+        render(replace(example(1), pairs={NAMES[0]: [loaded]}))
 
 
 @pytest.mark.parametrize("n_candidates", [1, 3, 8])
@@ -328,7 +324,8 @@ def sweep(n_candidates: int, name: str = "fast.max_pixels-{}") -> ExperimentRepo
     names = [name.format(i) for i in range(n_candidates)]
     variants = [replace(base.variants[1 + i % 8], name=name, settings={}) for i, name in enumerate(names)]
     candidates = [replace(base.candidates[i % 8], name=name) for i, name in enumerate(names)]
-    return replace(base, variants=[base.variants[0], *variants], candidates=candidates)
+    shown = {name: base.pairs[NAMES[i % 8]] for i, name in enumerate(names)}
+    return replace(base, variants=[base.variants[0], *variants], candidates=candidates, pairs=shown)
 
 
 def test_a_sweep_says_how_many_are_better_and_ranks_them() -> None:
@@ -360,6 +357,14 @@ def test_a_plot_of_many_variants_has_numbers_that_its_table_explains(n_candidate
     assert len(labels) == 4 * (n_candidates + 1) and ("1" in labels) == (not is_named or name == "{}")
     n_cards = sum(a.get("class") == "pair" for _, a in Page(html).tags)
     assert n_cards == n_candidates * max(2, min(12, 48 // n_candidates))
+
+
+def test_the_page_says_what_is_corrected_and_what_is_not() -> None:
+    text = " ".join(Page(render(example(2))).text.split())
+    assert (
+        "Better and worse are corrected for all lines of all candidates (Holm), equivalent for the number of "
+        "candidates (Bonferroni) and not for metrics and slices"
+    ) in text
 
 
 def test_both_pages_have_one_style_which_turns_dark_and_can_be_printed() -> None:
@@ -401,7 +406,7 @@ def test_each_side_of_a_pair_shows_what_it_said() -> None:
     [pair] = pairs(1)
     said = replace(pair, baseline=["cat 93 %"], candidate=["dog 71 %", "frisbee", "dogfish"])
     report = example(1)
-    html = render(replace(report, candidates=[replace(report.candidates[0], pairs=[said])]))
+    html = render(replace(report, pairs={NAMES[0]: [said]}))
     one, other = re.findall(r"<figure>.*?</figure>", html, re.DOTALL)
     assert BASELINE in one and NAMES[0] in other
     assert [html.count(f'class="{kind}"') for html in (one, other) for kind in ("found", "truth")] == [1, 2, 2, 2]
@@ -415,8 +420,8 @@ def test_a_lower_value_of_a_metric_of_errors_is_shown_as_better() -> None:
     lower = line(metric=errors, higher_is_better=False)
     report = example(1)
     shown = [replace(pair, metric=errors, change=-0.5)]
-    candidate = replace(report.candidates[0], lines=[lower], pairs=shown)
-    html = render(replace(report, candidates=[candidate], primary_metric=errors))
+    candidate = replace(report.candidates[0], lines=[lower])
+    html = render(replace(report, candidates=[candidate], pairs={NAMES[0]: shown}, primary_metric=errors))
     assert re.search(r'class="pill better">(?:(?!</span>).)*false_boxes_per_picture \u22120.50', html, re.DOTALL)
     assert "less is better" in html
 
@@ -429,43 +434,13 @@ def test_a_variant_without_a_quality_is_told_and_not_drawn() -> None:
     assert n_marks == 2 * len(PANEL_SIZES) * 2 and not re.search(r"\bnan\b", html)
 
 
-# -- the front -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("points", "on_front"),
-    [
-        ([], []),
-        ([(0.5, 10, 1)], [True]),
-        ([(0.5, 10, 1), (0.5, 10, 1)], [True, True]),
-        ([(0.5, 10, 1), (0.6, 10, 1)], [False, True]),
-        ([(0.5, 10, 1), (0.6, 20, 1), (0.7, 30, 2)], [True, True, True]),
-        ([(0.5, 10, 1), (0.5, 20, 1), (0.4, 5, 3)], [True, False, True]),
-        ([(0.5, 10, 2), (0.5, 20, 1)], [True, True]),
-    ],
-)
-def test_the_front_of_known_points(points: list[tuple[float, float, float]], on_front: list[bool]) -> None:
-    assert pareto_front(points) == on_front
-
-
-@pytest.mark.parametrize("seed", range(50))
-def test_the_front_holds_no_dominated_point_and_dominates_all_others(seed: int) -> None:
-    random = np.random.default_rng(seed)
-    few_values = random.integers(0, 4, (int(random.integers(1, 30)), 3))  # ties on purpose
-    points = [(float(q), float(ms), float(usd)) for q, ms, usd in few_values]
-    front = pareto_front(points)
-    on, off = ([p for p, is_on in zip(points, front, strict=True) if is_on is wanted] for wanted in (True, False))
-    assert on and not any(dominates(one, other) for one in on for other in on)
-    assert all(any(dominates(one, other) for one in on) for other in off)
+# -- plots ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_step_line_joins_the_front_and_leaves_out_what_lies_beneath() -> None:
     area = (0.0, 0.0, 100.0, 80.0)
     assert step_line([(50, 20), (10, 60), (30, 70)], area) == "M10.0 80.0V60.0H50.0V20.0H100.0"
     assert step_line([], area) == ""
-
-
-# -- plots ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("values", EXTREMES)

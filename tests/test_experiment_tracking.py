@@ -13,15 +13,17 @@ import pytest
 from jobs import tracking
 from jobs.config import Config, load_config
 from jobs.evaluate import Frame
+from jobs.experiment import all_judged
 from jobs.experiment_file import Experiment, checked
-from jobs.experiment_page import Arm, Measured, all_judged, variant_of
+from jobs.experiment_page import variant_of
 from jobs.experiment_plots import forest_figure, trade_off_figure
-from jobs.experiment_report import MAX_NAMED, ExperimentReport, Trial
+from jobs.experiment_report import MAX_NAMED, ExperimentReport
 from jobs.experiment_tracking import comparison_rows, log_experiment, log_overview, trial_rows, variant_runs
 from jobs.lake import Lake, lake_at
 from jobs.quality import GoldenItem, Measurement, zero_shot
+from jobs.sweep import Trial
 from jobs.timing import Passes
-from jobs.variants import arms
+from jobs.variants import Arm, Measured, arms
 from tests import test_experiment_report as pages
 from tests.test_evaluate import CONCEPTS, EXPERIMENT, feature
 from tests.test_tracking import no_tracking_server

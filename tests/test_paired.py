@@ -135,6 +135,30 @@ def test_the_verdict_follows_from_the_interval_and_the_direction(
     assert (judged.n_more is not None) == (verdict == "undecided")
 
 
+def told_equivalent(n_candidates: int, *, corrected: bool) -> float:
+    """How often any of so many candidates that differ by just the margin is said to be equivalent."""
+    random, n_families, margin, error = np.random.default_rng(9), 400, 0.05, 0.01
+
+    def is_equivalent(difference: float) -> bool:
+        found = Difference(
+            n_items=400, n_units=400, baseline=0.5, candidate=0.5 + difference, difference=difference,
+            standard_error=error, p_value=1.0,
+        )  # fmt: skip
+        together = n_candidates if corrected else 1
+        judged = judge(found, adjusted_p=1.0, margin=margin, higher_is_better=True, n_candidates=together)
+        return judged.verdict == "equivalent"
+
+    families = random.normal(-margin, error, (n_families, n_candidates)).tolist()
+    return float(np.mean([any(map(is_equivalent, family)) for family in families]))
+
+
+def test_of_many_candidates_that_are_not_equivalent_any_is_called_so_as_often_as_alpha_allows() -> None:
+    low, high = (float(share) / 400 for share in stats.binom.interval(0.999, 400, 0.05))
+    assert low <= told_equivalent(1, corrected=True) <= high
+    assert low <= told_equivalent(12, corrected=True) <= high
+    assert told_equivalent(12, corrected=False) > 0.3
+
+
 def test_too_few_items_or_too_few_that_differ_get_no_interval() -> None:
     assert too_few("top_1", 50, 10) is None and too_few("top_1", 500, 0) is None
     assert "49 items, at least 50" in str(too_few("top_1", 49, 49))

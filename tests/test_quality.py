@@ -27,7 +27,7 @@ from sklearn.preprocessing import MultiLabelBinarizer
 from jobs.golden_labels import LabelledBox
 from jobs.health import unlabelled
 from jobs.item_metrics import edit_distance
-from jobs.paired import compare, mean_metric
+from jobs.paired import Metric, compare, mean_metric
 from jobs.quality import (
     Answer,
     GoldenItem,
@@ -736,6 +736,20 @@ def test_a_comparison_is_that_of_the_paired_metric() -> None:
     not_exchanged = compare_measurements(copied[0], copied[1], seed=0)
     metric = copied[0].pair(copied[0].data, copied[1].data)
     assert not_exchanged.p_value == compare(metric, N, seed=0, groups=copied[0].groups).p_value
+
+
+def test_a_metric_is_computed_once_and_anew_of_other_items() -> None:
+    items = [GoldenItem(item_id=str(i), kind="labels", labels=("cat",)) for i in range(4)]
+    top_1 = zero_shot(items, ["cat", "dog"], np.array([[1, 0], [1, 0], [1, 0], [0, 1]], float))[0]
+    computed = []
+
+    def counted(a: Any, b: Any) -> Metric:
+        computed.append(1)
+        return top_1.pair(a, b)
+
+    counting = replace(top_1, pair=counted)
+    assert [counting.value for _ in range(3)] == [0.75] * 3 and len(computed) == 1
+    assert [counting.only([2, 3]).value, counting.only([3]).value, counting.value] == [0.5, 0.0, 0.75]
 
 
 def test_what_cannot_be_compared_is_refused_with_what_differs() -> None:

@@ -10,9 +10,18 @@ import pytest
 
 from jobs.config import ConfigError, load_config
 from jobs.experiment_file import Range, Sweep, checked
-from jobs.experiment_report import Trial
 from jobs.quality import GoldenItem, zero_shot
-from jobs.sweep import Search, best, grid, is_searched, variant_name, with_grid
+from jobs.sweep import (
+    Search,
+    Trial,
+    best,
+    dominates,
+    grid,
+    is_searched,
+    pareto_front,
+    variant_name,
+    with_grid,
+)
 from jobs.variants import arms, part_of, query_groups
 from tests.test_evaluate import CONCEPTS, EXPERIMENT
 
@@ -147,3 +156,33 @@ def test_what_a_search_sees_is_another_part_of_the_items_than_the_verdict_is_on(
     plain = checked(EXPERIMENT, "file")
     assert part_of(plain, items, searched=False).of(measured).items == measured.items
     assert is_searched("a", share=1, seed=0) and not is_searched("a", share=0, seed=0)
+
+
+# -- the front -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("points", "on_front"),
+    [
+        ([], []),
+        ([(0.5, 10, 1)], [True]),
+        ([(0.5, 10, 1), (0.5, 10, 1)], [True, True]),
+        ([(0.5, 10, 1), (0.6, 10, 1)], [False, True]),
+        ([(0.5, 10, 1), (0.6, 20, 1), (0.7, 30, 2)], [True, True, True]),
+        ([(0.5, 10, 1), (0.5, 20, 1), (0.4, 5, 3)], [True, False, True]),
+        ([(0.5, 10, 2), (0.5, 20, 1)], [True, True]),
+    ],
+)
+def test_the_front_of_known_points(points: list[tuple[float, float, float]], on_front: list[bool]) -> None:
+    assert pareto_front(points) == on_front
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_the_front_holds_no_dominated_point_and_dominates_all_others(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    few_values = random.integers(0, 4, (int(random.integers(1, 30)), 3))  # ties on purpose
+    points = [(float(q), float(ms), float(usd)) for q, ms, usd in few_values]
+    front = pareto_front(points)
+    on, off = ([p for p, is_on in zip(points, front, strict=True) if is_on is wanted] for wanted in (True, False))
+    assert on and not any(dominates(one, other) for one in on for other in on)
+    assert all(any(dominates(one, other) for one in on) for other in off)
