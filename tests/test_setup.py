@@ -97,7 +97,7 @@ def test_jars_that_cannot_be_resolved_are_one_message_with_a_way_out(
 
 def test_an_unknown_option_of_setup_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert setup.main(["--fast"]) == 2
-    assert capsys.readouterr().err == "setup: '--fast' is not an option; allowed: --debug\n"
+    assert capsys.readouterr().err == "setup: '--fast' is not an option; allowed: --debug, --stores NAMES\n"
 
 
 def test_the_zip_holds_the_packages_and_the_configuration_and_works_by_itself(tmp_path: Path) -> None:
