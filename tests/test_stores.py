@@ -50,14 +50,12 @@ check: {{max_error_rate: {{documents: .5, features: .5}}}}
 
 @dataclass(frozen=True)
 class Place:
-    """What every test is about: the pipeline's file, the server behind its proxy, and the rows of a local lake."""
+    """What every test is about: the pipeline's file, the server, and the proxy that the environment names."""
 
     pipeline: Path
     endpoint: str
     proxy: Proxy
     environment: dict[str, str]
-    local: dict[str, Rows]
-    local_s: float
 
     def rows(self, lake: str) -> dict[str, Rows]:
         """The tables as delta-rs reads them, past Spark and the proxy."""
@@ -117,25 +115,31 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     fill(root / "photos")
     pipeline = root / "pipeline.yaml"
     pipeline.write_text(PIPELINE.format(folder=root / "photos", expiry_s=EXPIRY_S))
-    began = time.monotonic()
-    done(["run", str(pipeline), "--lake", str(root / "lake"), "--run-id", "r"], root / "local.log", dict(os.environ))
-    local_s = time.monotonic() - began
     with moto(root / "moto.log", BUCKET) as endpoint, proxied(endpoint) as proxy:
-        given = environment(proxy.endpoint, root / "mlflow.db")
-        yield Place(pipeline, endpoint, proxy, given, tables_of(root / "lake", TABLES), local_s)
+        yield Place(pipeline, endpoint, proxy, environment(proxy.endpoint, root / "mlflow.db"))
 
 
-def assert_as_local(place: Place, lake: str) -> dict[str, Rows]:
+@pytest.fixture(scope="module")
+def local(place: Place) -> Path:
+    """A local lake of the same pipeline."""
+    lake, log = place.pipeline.parent / "lake", place.pipeline.parent / "local.log"
+    began = time.monotonic()
+    done(["run", str(place.pipeline), "--lake", str(lake), "--run-id", "r"], log, dict(os.environ))
+    print(f"local: {time.monotonic() - began:.0f} s")
+    return lake
+
+
+def assert_same_rows(place: Place, lake: str, local: Path) -> dict[str, Rows]:
     """The lake holds what the local one does, every object that it refers to among it."""
-    found = place.rows(lake)
-    both = [{name: rows[name] for name in (FRAMES.name, FEATURES.name)} for rows in (found, place.local)]
+    found, expected = place.rows(lake), tables_of(local, TABLES)
+    both = [{name: rows[name] for name in (FRAMES.name, FEATURES.name)} for rows in (found, expected)]
     assert_same(both[0], both[1])
     for name, columns in (
         (DOCUMENTS.name, ("url", "media_id", "error")),
         (MEDIA.name, ("content", "size_bytes", "mime")),
     ):
-        assert found[name].keys() == place.local[name].keys()
-        for key, row in place.local[name].items():
+        assert found[name].keys() == expected[name].keys()
+        for key, row in expected[name].items():
             assert [found[name][key][column] for column in columns] == [row[column] for column in columns]
     assert {row["status"] for row in found[RUNS.name].values()} == {"accepted"}
     for (media_id,), row in found[MEDIA.name].items():
@@ -153,21 +157,23 @@ def stored(place: Place, uri: str) -> bytes:
     return data
 
 
-def test_a_lake_on_s3_holds_the_rows_of_a_local_one_and_its_objects_are_readable(place: Place, tmp_path: Path) -> None:
+def test_a_lake_on_s3_holds_the_rows_of_a_local_one_and_its_objects_are_readable(
+    place: Place, local: Path, tmp_path: Path
+) -> None:
     place.proxy.seen.clear()
     began = time.monotonic()
     ended(place.begin("same", tmp_path / "run.log"), tmp_path / "run.log", 0)
     wall_s, requests = time.monotonic() - began, dict(place.proxy.seen)
-    found = assert_as_local(place, "same")
+    found = assert_same_rows(place, "same", local)
     assert any(row["pack_uri"] for row in found[MEDIA.name].values())
     assert any(row["error"] for row in found[FEATURES.name].values())
     said = done(["tables", "--lake", f"s3a://{BUCKET}/same", "--json"], tmp_path / "tables.log", place.environment)
     shown = json.loads(said.splitlines()[-1])
-    assert {row["table"]: row["rows"] for row in shown["tables"]}["media"] == len(place.local[MEDIA.name])
-    print(f"local {place.local_s:.0f} s; S3 {wall_s:.0f} s and {sum(requests.values())} requests: {requests}")
+    assert {row["table"]: row["rows"] for row in shown["tables"]}["media"] == len(found[MEDIA.name])
+    print(f"S3: {wall_s:.0f} s and {sum(requests.values())} requests: {requests}")
 
 
-def test_a_few_percent_of_slow_down_and_a_burst_cost_time_and_no_row(place: Place, tmp_path: Path) -> None:
+def test_a_few_percent_of_slow_down_and_a_burst_cost_time_and_no_row(place: Place, local: Path, tmp_path: Path) -> None:
     place.proxy.share, place.proxy.n_faults = 0.03, 0
     try:
         process = place.begin("slow", tmp_path / "run.log")
@@ -179,7 +185,7 @@ def test_a_few_percent_of_slow_down_and_a_burst_cost_time_and_no_row(place: Plac
     finally:
         place.proxy.share, place.proxy.burst = 0.0, 0
     assert place.proxy.n_faults > 40
-    assert_as_local(place, "slow")
+    assert_same_rows(place, "slow", local)
 
 
 def written(place: Place, lake: str) -> set[str]:
@@ -190,7 +196,7 @@ def written(place: Place, lake: str) -> set[str]:
     return {path.split("/")[-3] for path in store.glob(f"{BUCKET}/{lake}/*/_delta_log/*1.json")}
 
 
-def test_of_two_drivers_at_once_one_works_and_the_other_is_refused(place: Place, tmp_path: Path) -> None:
+def test_of_two_drivers_at_once_one_works_and_the_other_is_refused(place: Place, local: Path, tmp_path: Path) -> None:
     logs = [tmp_path / "one.log", tmp_path / "other.log"]
     both = [place.begin("two", log) for log in logs]
     codes = [process.wait(timeout=PATIENCE_S) for process in both]
@@ -199,10 +205,12 @@ def test_of_two_drivers_at_once_one_works_and_the_other_is_refused(place: Place,
     refused = said[codes.index(1)]
     assert "is writing to s3a://bucket/two" in refused or "began to write to s3a://bucket/two" in refused
     assert "Traceback" not in refused
-    assert_as_local(place, "two")
+    assert_same_rows(place, "two", local)
 
 
-def test_a_killed_driver_is_taken_over_once_it_was_silent_for_long_enough(place: Place, tmp_path: Path) -> None:
+def test_a_killed_driver_is_taken_over_once_it_was_silent_for_long_enough(
+    place: Place, local: Path, tmp_path: Path
+) -> None:
     log = tmp_path / "killed.log"
     killed = place.begin("killed", log)
     until = time.monotonic() + PATIENCE_S
@@ -216,10 +224,12 @@ def test_a_killed_driver_is_taken_over_once_it_was_silent_for_long_enough(place:
     assert time.monotonic() - began < 15  # before Spark starts
     time.sleep(EXPIRY_S)
     ended(place.begin("killed", log), log, 0)
-    assert_as_local(place, "killed")
+    assert_same_rows(place, "killed", local)
 
 
-def test_a_driver_that_wakes_after_another_took_over_writes_nothing_more(place: Place, tmp_path: Path) -> None:
+def test_a_driver_that_wakes_after_another_took_over_writes_nothing_more(
+    place: Place, local: Path, tmp_path: Path
+) -> None:
     logs = [tmp_path / "asleep.log", tmp_path / "next.log"]
     asleep = place.begin("asleep", logs[0])
     until = time.monotonic() + PATIENCE_S
@@ -236,7 +246,7 @@ def test_a_driver_that_wakes_after_another_took_over_writes_nothing_more(place: 
         "took over" in said or "taken over" in said or "RemoteFileChanged" in said or "File already exists" in said
     ), said
     assert place.rows("asleep") == before
-    assert_as_local(place, "asleep")
+    assert_same_rows(place, "asleep", local)
 
 
 FENCE = """
@@ -337,12 +347,12 @@ def test_a_lake_on_a_path_that_takes_no_files_is_a_wrong_request(place: Place, t
 
 
 @pytest.fixture(scope="module")
-def newer(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def newer(local: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Makes a copy of the local lake whose `media` newer code has changed, by one action of its log."""
 
     def changed(change: dict[str, Any]) -> Path:
         lake = tmp_path_factory.mktemp("newer") / "lake"
-        shutil.copytree(place.pipeline.parent / "lake", lake)
+        shutil.copytree(local, lake)
         log = lake / "media" / "_delta_log"
         last = max(int(file.stem) for file in log.glob("*.json"))
         (log / f"{last + 1:020d}.json").write_text(json.dumps(change) + "\n")
@@ -361,9 +371,9 @@ def test_a_table_of_a_newer_protocol_is_a_wrong_request(newer: Any, tmp_path: Pa
 
 
 def test_a_table_with_a_column_that_this_code_does_not_know_is_a_wrong_request(
-    newer: Any, place: Place, tmp_path: Path
+    newer: Any, local: Path, tmp_path: Path
 ) -> None:
-    first = place.pipeline.parent / "lake" / "media" / "_delta_log" / f"{0:020d}.json"
+    first = local / "media" / "_delta_log" / f"{0:020d}.json"
     actions = [json.loads(line) for line in first.read_text().splitlines()]
     metadata = next(action["metaData"] for action in actions if "metaData" in action)
     schema = json.loads(metadata["schemaString"])
