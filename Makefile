@@ -30,7 +30,7 @@ test: setup ## run the tests; ARGS='-m "not spark"' for the quick ones
 test-faults: setup ## kill and stop real processes in every phase of a run, and of experiments: 39 tests, an hour alone
 	$(PYTHON) -m pytest -n0 -m faults -v $(ARGS)
 
-test-stores: STORES = s3
+test-stores: STORES = s3,azure
 test-stores: setup stores ## lakes on a real S3 server (moto), with faults, kills and two drivers at once: about 10 minutes
 	$(PYTHON) -m pytest -n0 -m stores -v $(ARGS)
 

@@ -55,7 +55,9 @@ class Packs:
     """Where a lake keeps each body above `inline_bytes`: as an object of its own, named by its digest.
 
     So a body that is stored twice is written once, and a rerun finds what a killed attempt left. The object is written
-    under another name and renamed when it is whole: what stands under its name has all its bytes.
+    under another name and renamed when it is whole: what stands under its name has all its bytes. On S3 a rename is a
+    copy inside the store: 12 requests for 20 MiB instead of about 6, against a body that an error cut short and whose
+    upload fsspec completes all the same.
     """
 
     uri: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import os
 import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -19,10 +20,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import pytest
+
 SLOW_DOWN = (
     b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 )
 START_S = 60
+AZURITE_PORT = 10000
 
 
 def free_port() -> int:
@@ -57,6 +61,30 @@ def moto(log: Path, *buckets: str, **changed: str) -> Iterator[str]:
         for bucket in buckets:
             assert request("PUT", port, f"/{bucket}").status == 200
         yield f"http://127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def azurite(folder: Path, container: str) -> Iterator[None]:
+    """Azure's blob emulator on its one port, with a container; skips where it is not installed."""
+    program = os.environ.get("AZURITE") or shutil.which("azurite-blob")
+    if program is None:
+        pytest.skip("azurite-blob is not on PATH and AZURITE does not name it: npm install azurite")
+    if _listens(AZURITE_PORT):
+        pytest.skip(f"port {AZURITE_PORT}, the only one where Hadoop looks for the emulator, is taken")
+    command = [program, "--silent", "--skipApiVersionCheck", "--location", str(folder), "--blobPort", str(AZURITE_PORT)]
+    process = subprocess.Popen(command, start_new_session=True)
+    try:
+        until = time.monotonic() + START_S
+        while not _listens(AZURITE_PORT):
+            assert time.monotonic() < until and process.poll() is None
+            time.sleep(0.1)
+        from azure.storage.blob import BlobServiceClient
+
+        BlobServiceClient.from_connection_string("UseDevelopmentStorage=true").create_container(container)
+        yield
     finally:
         process.kill()
         process.wait()

@@ -24,7 +24,7 @@ import pytest
 
 from schemas import DOCUMENTS, FEATURES, FRAMES, MEDIA, RUNS
 from tests.attempts import ROOT, Rows, assert_same, kill_all, signal_all, tables_of
-from tests.object_store import Proxy, environment, moto, proxied
+from tests.object_store import Proxy, azurite, environment, moto, proxied
 from tests.pictures import encode
 from tests.test_packs import by_reference, featurized, inline, video
 
@@ -335,6 +335,18 @@ def test_of_a_video_the_index_and_the_chosen_frames_are_read_in_few_requests_and
     place.proxy.burst = 4
     assert featurized(by_reference(uri, len(data))) == expected
     assert place.proxy.burst == 0
+
+
+def test_a_lake_on_azure_blob_storage_holds_the_rows_of_a_local_one(local: Path, place: Place, tmp_path: Path) -> None:
+    """By wasb://, for the emulator has no abfss://; nothing is held by reference, for fsspec has no wasb://."""
+    account = "devstoreaccount1"
+    with azurite(tmp_path / "azurite", BUCKET):
+        command = ["run", str(place.pipeline), "--lake", f"wasb://{BUCKET}@{account}/lake", "--run-id", "r"]
+        command += ["--set", f"spark.settings={{spark.hadoop.fs.azure.storage.emulator.account.name: {account}}}"]
+        command += ["--set", "crawl.inline_bytes=100000000", "--set", "crawl.max_bytes=100000000"]
+        done(command, tmp_path / "log", place.environment)
+        found = tables_of(f"az://{BUCKET}/lake", options={"azure_storage_use_emulator": "true"})
+    assert_same(found, tables_of(local))
 
 
 # -- what else is refused, on a local lake ------------------------------------------------------------------------
