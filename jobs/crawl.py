@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -14,6 +15,7 @@ from jobs.commit import find_commit, last_transaction, log_entries
 from jobs.config import Config, ConfigError, Crawl
 from jobs.fetch import Settings, fetch
 from jobs.lake import Lake, append, concurrency_errors, file_system, lake_at, read, remove_folder, repeated, version
+from jobs.log import log_task, told_to_tasks
 from jobs.outcomes import Outcome, Request
 from jobs.packs import Packs, check_store
 from jobs.runs import JobResult, Run, RunTakenOver
@@ -242,7 +244,15 @@ def stage_wave(spark: SparkSession, planned: DataFrame, settings: Settings, uri:
     n_tasks = max(1, spark.sparkContext.defaultParallelism)
     by_host = F.when(F.col("root").isNotNull(), F.col("doc_id")).otherwise(F.col("host"))
     rows = planned.select(*SIGHTINGS.names).repartition(n_tasks, by_host)
-    fetched = rows.mapInArrow(lambda batches: fetch_batches(batches, settings), schema_ddl(STAGED))
+
+    def fetched_rows(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        n_documents, began = 0, time.monotonic()
+        for batch in fetch_batches(batches, settings):
+            n_documents += batch.num_rows
+            yield batch
+        log_task("fetched", n_documents=n_documents, task_s=round(time.monotonic() - began, 3))
+
+    fetched = rows.mapInArrow(fetched_rows, schema_ddl(STAGED))
     # Rows may be a hundred megabytes: the sizes of row groups and pages are looked at after each, not each hundredth.
     checks = {"parquet.block.size.row.check.min": "1", "parquet.page.size.row.check.min": "1"}
     fetched.write.mode("overwrite").options(**checks).parquet(uri)
@@ -384,10 +394,11 @@ def run(spark: SparkSession, lake: Lake, config: Config, run: Run) -> JobResult:
     n_due, size = counts.get("fetch", 0), config.crawl.wave_documents
     for wave, first in enumerate(range(0, n_due, size)):
         run.check_owned()
-        run.progress(f"crawling {n_due} documents, {first} done")
+        run.progress(f"crawling {n_due} documents, {first} done", wave=wave + 1)
         transaction = last_transaction(spark, lake, FETCHES, application(run)) + 1
         planned = plan.where(f"action = 'fetch' AND wave = {wave}")
-        stage_wave(spark, planned, settings, wave_uri(lake, run, transaction))
+        with told_to_tasks(spark, wave=wave + 1):
+            stage_wave(spark, planned, settings, wave_uri(lake, run, transaction))
         n_staged = spark.read.schema("doc_id STRING").parquet(wave_uri(lake, run, transaction)).count()
         if n_staged != min(size, n_due - first):
             raise RuntimeError(f"{n_staged} documents were staged of {min(size, n_due - first)} planned")

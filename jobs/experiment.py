@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jobs import evaluate, tracking
 from jobs.check import EXPERIMENT, reports_folder
 from jobs.claims import Claim, agreed, check_fingerprint, check_measured, read_claim
-from jobs.command import FINISHED, Common, Ending
+from jobs.command import FINISHED, Common, Ending, progress_of
 from jobs.compare import Asked, Candidate, Line, errors_kept, limit_kept, lines, overall, slices_kept
 from jobs.config import Config, ConfigError
 from jobs.experiment_file import Experiment
@@ -176,7 +176,7 @@ def run_experiment(
     tracking.tracking_store(lake_at(common.config.lake))
     experiment = with_grid(experiment)
     variants = arms(experiment, common.config)
-    progress = Progress(live=not (common.as_json or common.debug))
+    progress = progress_of(common)
     with ExitStack() as stack:
         stack.enter_context(progress.shown())
         progress(f"experiment {experiment.name}: starting Spark")
