@@ -217,16 +217,16 @@ def rounded(value: float | None) -> float | None:
 
 
 def register(tracked: Tracked, lake: Lake, experiment: Experiment, arm: Arm, verdict: str | None) -> None:
-    """A version of the registered model of the kind for a variant's fingerprint, with the last verdict on it.
+    """A version of the lake's registered model of the kind for a variant's fingerprint, with the last verdict on it.
 
     verdict: None: there is none, and what earlier experiments found stays.
     """
-    kind = kind_of(arm.due.spec.id)
+    model = tracking.model_of(lake, kind_of(arm.due.spec.id))
     stands = {"featurizer": arm.due.spec.id, "fingerprint": arm.due.fingerprint, "lake": lake.uri}
     found = {"experiment": experiment.name, "golden": experiment.golden, "verdict": verdict} if verdict else {}
 
     def send() -> None:
-        version = tracking.registered_version(tracked, kind, stands)
-        tracking.tag_version(tracked, kind, version, found)
+        version = tracking.registered_version(tracked, model, stands)
+        tracking.tag_version(tracked, model, version, found)
 
     tracking.attempt(tracked, f"a version of {arm.due.spec.id}", send)
