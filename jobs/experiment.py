@@ -43,8 +43,9 @@ def run_arms(
     """Featurize and evaluate variants; fingerprints that are `known` are not computed again."""
     for arm in variants:
         mine = replace(common, config=arm.config, run_id=f"{common.run_id}.{arm.name}")
-        run_arm(spark, lake, mine, arm, golden, run_of(arm), progress, known=known)
-        run_once(spark, lake, mine, evaluating(arm, golden), run_of(arm), progress)
+        with run_of(arm) as run:
+            run_arm(spark, lake, mine, arm, golden, run, progress, known=known)
+            run_once(spark, lake, mine, evaluating(arm, golden), run, progress)
 
 
 def check_asked(experiment: Experiment, measured: Sequence[Measurement], items: Sequence[GoldenItem]) -> None:
@@ -156,7 +157,7 @@ def run_experiment(
                 tags={"jobs": "experiment", "golden": experiment.golden, "baseline": experiment.baseline},
             )
         )
-        run_of = stack.enter_context(variant_runs(parent, lake, experiment))
+        run_of = variant_runs(parent, lake, experiment)
         try:
             known: set[str] = set()
             part, trials = part_of(experiment, items, searched=False), list[Trial]()
@@ -194,15 +195,9 @@ def run_experiment(
             )  # fmt: skip
             for one, candidate in zip(found[1:], report.candidates, strict=True):
                 mine = replace(common, run_id=f"{common.run_id}.{candidate.name}")
-                with suppress(RunAccepted):  # it is written already
-                    run_job(
-                        spark,
-                        lake,
-                        mine,
-                        concluding(found[0], one, candidate, inputs, named(common, stated)),
-                        run_of(one.arm),
-                        progress,
-                    )
+                job = concluding(found[0], one, candidate, inputs, named(common, stated))
+                with run_of(one.arm) as run, suppress(RunAccepted):  # it is written already
+                    run_job(spark, lake, mine, job, run, progress)
         except BaseException as e:
             e.add_note(f"run_id={common.run_id}")
             raise

@@ -142,6 +142,16 @@ def child_run(
         yield tracked
 
 
+@contextmanager
+def continued(tracked: Tracked) -> Iterator[Tracked]:
+    """A run that has ended, running again for a block."""
+    attempt(
+        tracked, "the status of the run", lambda: tracked.client.update_run(tracked.mlflow_run_id, status="RUNNING")
+    )
+    with _ended(tracked):
+        yield tracked
+
+
 def started_by() -> dict[str, str]:
     """MLflow's own tags of who and what started a run."""
     return {

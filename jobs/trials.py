@@ -53,9 +53,10 @@ def searched(
             mine = replace(common, run_id=f"{common.run_id}.{TRIAL}-{number}")
             if (row := _accepted(spark, lake, mine)) is None:
                 arm = arm_of(name, variant(experiment.sweep, settings), common.config)
-                run_arm(spark, lake, mine, arm, experiment.golden, run_of(arm), progress, known=known)
                 job = trying(experiment, baseline, arm, items, part, settings)
-                run_job(spark, lake, mine, job, run_of(arm), progress)
+                with run_of(arm) as run:
+                    run_arm(spark, lake, mine, arm, experiment.golden, run, progress, known=known)
+                    run_job(spark, lake, mine, job, run, progress)
                 row = _accepted(spark, lake, mine)
                 assert row is not None
             done = {name: row["outputs"][name] for name in (SETTINGS, GOLDEN_SET)}
