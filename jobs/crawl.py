@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -15,7 +14,7 @@ from jobs.commit import find_commit, last_transaction, log_entries
 from jobs.config import Config, ConfigError, Crawl
 from jobs.fetch import Settings, fetch
 from jobs.lake import Lake, append, concurrency_errors, file_system, lake_at, read, remove_folder, repeated, version
-from jobs.log import log_task, told_to_tasks
+from jobs.log import logged, told_to_tasks
 from jobs.outcomes import Outcome, Request
 from jobs.packs import Packs, check_store
 from jobs.runs import JobResult, Run, RunTakenOver
@@ -245,14 +244,7 @@ def stage_wave(spark: SparkSession, planned: DataFrame, settings: Settings, uri:
     by_host = F.when(F.col("root").isNotNull(), F.col("doc_id")).otherwise(F.col("host"))
     rows = planned.select(*SIGHTINGS.names).repartition(n_tasks, by_host)
 
-    def fetched_rows(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        n_documents, began = 0, time.monotonic()
-        for batch in fetch_batches(batches, settings):
-            n_documents += batch.num_rows
-            yield batch
-        log_task("fetched", n_documents=n_documents, task_s=round(time.monotonic() - began, 3))
-
-    fetched = rows.mapInArrow(fetched_rows, schema_ddl(STAGED))
+    fetched = rows.mapInArrow(lambda batches: logged(fetch_batches(batches, settings), "fetched"), schema_ddl(STAGED))
     # Rows may be a hundred megabytes: the sizes of row groups and pages are looked at after each, not each hundredth.
     checks = {"parquet.block.size.row.check.min": "1", "parquet.page.size.row.check.min": "1"}
     fetched.write.mode("overwrite").options(**checks).parquet(uri)
@@ -332,9 +324,7 @@ def _merge_documents(spark: SparkSession, lake: Lake, staged: DataFrame) -> None
 def staged_waves(spark: SparkSession, lake: Lake, run: Run) -> list[int]:
     """The transactions of the waves that an attempt before this one staged whole, in order."""
     fs, root = file_system(spark, lake.staging(run.run_id))
-    if not fs.exists(root):
-        return []
-    names = [status.getPath().getName() for status in fs.listStatus(root)]
+    names = [status.getPath().getName() for status in fs.listStatus(root)] if fs.exists(root) else []
     waves = sorted(int(name.partition("=")[2]) for name in names if name.startswith("wave="))
     return [wave for wave in waves if fs.exists(file_system(spark, f"{wave_uri(lake, run, wave)}/_SUCCESS")[1])]
 
@@ -346,7 +336,6 @@ def counted(
     from pyspark.sql import functions as F
 
     attempts = read(spark, lake, FETCHES).where(F.col("run_id") == run.run_id)
-    n_attempts = attempts.count()
     # Documents without any attempt (an unusable URL, a host left alone) stand in `documents` alone.
     documents = read(spark, lake, DOCUMENTS)
     for rows, name in ((attempts, "tried"), (plan, "planned")):
@@ -363,15 +352,15 @@ def counted(
     media = stored.agg(F.count("*").alias("n"), F.coalesce(F.sum("size_bytes"), F.lit(0)).alias("bytes")).collect()[0]
     metrics = {
         "documents_untried": sum(row["count"] for row in by if not row["tried"]),
-        "retries": n_attempts - n_fetched,
+        "retries": attempts.count() - n_fetched,
         "new_media": media["n"],
         "new_media_bytes": media["bytes"],
         "sightings": counts["seen"],
         "duplicates": counts["seen"] - counts["distinct"],
         **by_source,
     }
-    n_failed = sum(row["count"] for row in by if row["failed"])
-    said = f"{counts['distinct']} documents seen, {n_fetched} fetched, {media['n']} new media, {n_failed} with errors"
+    n_failed, seen = sum(row["count"] for row in by if row["failed"]), counts["distinct"]
+    said = f"{seen} documents seen, {n_fetched} fetched, {media['n']} new media, {n_failed} with errors"
     return said, {name: float(value) for name, value in metrics.items()}
 
 

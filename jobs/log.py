@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from pyspark.sql import SparkSession
 
 LOGGER = "lakelens"
@@ -48,6 +50,15 @@ def told_to_tasks(spark: SparkSession, **context: object) -> Iterator[None]:
     finally:
         for name, was in before.items():
             spark.sparkContext.setLocalProperty(name, was)  # type: ignore[arg-type]  # None unsets it
+
+
+def logged(batches: Iterable[pa.RecordBatch], message: str) -> Iterator[pa.RecordBatch]:
+    """The batches as they come; after the last, the task logs their rows and the seconds they took."""
+    n_rows, began = 0, time.monotonic()
+    for batch in batches:
+        n_rows += batch.num_rows
+        yield batch
+    log_task(message, n_rows=n_rows, task_s=round(time.monotonic() - began, 3))
 
 
 def log_task(message: str, **figures: object) -> None:

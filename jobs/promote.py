@@ -126,8 +126,8 @@ def _move(common: Common, job: str, chosen: Any) -> Ending:
 
 
 def register(tracked: tracking.Tracked, lake: Lake, standing: Sequence[Champion]) -> None:
-    """Aliases `champion` and `previous` of MLflow's model of the kind; nothing is `previous` to the first champion."""
-    kind = kind_of(standing[-1].featurizer)
+    """Aliases `champion` and `previous` of the lake's model in MLflow; nothing is `previous` to the first champion."""
+    model = tracking.model_of(lake, kind_of(standing[-1].featurizer))
     for alias, one in {"champion": standing[-1], "previous": standing[-2] if len(standing) > 1 else None}.items():
         stands = {"featurizer": one.featurizer, "fingerprint": one.fingerprint, "lake": lake.uri} if one else None
-        tracking.attempt(tracked, f"alias {alias}", partial(tracking.set_alias, tracked, kind, alias, stands))
+        tracking.attempt(tracked, f"alias {alias}", partial(tracking.set_alias, tracked, model, alias, stands))
