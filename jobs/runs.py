@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
 from typing import TYPE_CHECKING, Any, Literal
 
-from jobs.lake import Lake, read, repeated, sql_text
+from jobs.lake import Lake, check_writable, read, repeated, sql_text
 from jobs.polling import polling
 from jobs.progress import Text
 from schemas import RUNS
@@ -186,8 +186,10 @@ def executing(
 ) -> Iterator[Run]:
     """Hold a run for a `with` block: insert or resume it, keep its heart beating, mark it failed on error.
 
-    Whoever uses it ends the run with `finish`. Raises RunAccepted, RunRefused (the id or the lease is held).
+    Whoever uses it ends the run with `finish`. Raises RunAccepted, RunRefused (the id or the lease is held), and
+    LakeError where the lake cannot be written to.
     """
+    check_writable(spark, lake)
     now = datetime.now(UTC)
     owner = secrets.token_hex(8)
     # Delta's log on s3a:// cannot keep two drivers apart, whatever they write.
