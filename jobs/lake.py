@@ -22,7 +22,7 @@ PACKS = "_packs"
 REPORTS = "reports"
 # What Hadoop and the stores' clients say of a request that no repetition mends; the address or the rights are wrong.
 REFUSED = re.compile(r"AccessControlException|AccessDenied|Forbidden|UnsupportedFileSystem|No FileSystem for scheme")
-UNWRITABLE = re.compile(r"Read-only file system|Permission denied|Operation not permitted|Mkdirs failed to create")
+UNWRITABLE = re.compile(r"Read-only file system|Permission denied|Operation not permitted")
 UPDATE_ATTEMPTS = 20  # of one small update that keeps meeting others; each attempt takes about a second
 
 
@@ -83,7 +83,7 @@ def check_writable(spark: SparkSession, lake: Lake) -> None:
     """Raise LakeError where the lake takes no files: a read-only mount or snapshot, or no permission to write."""
     from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
 
-    fs, path = file_system(spark, f"{lake.uri}/{STAGING}/.probe-{uuid.uuid4().hex}")
+    fs, path = file_system(spark, f"{lake.uri}/.probe-{uuid.uuid4().hex}")
     try:
         fs.create(path, True).close()
         fs.delete(path, False)
