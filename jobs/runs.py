@@ -14,9 +14,9 @@ from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
 from typing import TYPE_CHECKING, Any, Literal
 
-from jobs.lake import Lake, read, repeated, sql_text
+from jobs.lake import Lake, check_writable, read, repeated, sql_text
 from jobs.polling import polling
-from jobs.progress import Text
+from jobs.progress import unseen
 from jobs.writer_lock import WriterLost, sole_writer
 from schemas import RUNS
 from schemas.table import spark_type
@@ -51,7 +51,7 @@ class Run:
     inputs: Mapping[str, int]  # table -> version, pinned at the first attempt
     started: datetime  # of the first attempt
     resumed: bool
-    progress: Callable[[Text], None] = field(default=lambda text: None)
+    progress: Callable[..., None] = unseen  # a jobs.progress.Progress, or alike
     check_owned: Callable[[], None] = field(default=lambda: None)  # raises RunTakenOver
 
 
@@ -179,12 +179,13 @@ def executing(
     config_digest: str,
     heartbeat_s: float,
     expiry_s: float,
-    progress: Callable[[Text], None],
+    progress: Callable[..., None],
 ) -> Iterator[Run]:
     """Hold a run for a `with` block: insert or resume it, keep its heart beating, mark it failed on error.
 
     Whoever uses it ends the run with `finish`. Raises RunAccepted, RunRefused (the id or the lease is held), and
-    WriterRefused where Delta's log cannot keep two drivers apart and another writes the lake.
+    WriterRefused where Delta's log cannot keep two drivers apart and another writes the lake, and LakeError where the
+    lake cannot be written to.
     """
     with (
         sole_writer(lake.uri, run_id=run_id, heartbeat_s=heartbeat_s, expiry_s=expiry_s) as check_sole,
@@ -199,10 +200,11 @@ def executing(
 @contextmanager
 def _executing(
     spark: SparkSession, lake: Lake, *, run_id: str, job: str, inputs: Mapping[str, int], outputs: Mapping[str, str],
-    config_digest: str, heartbeat_s: float, expiry_s: float, progress: Callable[[Text], None],
+    config_digest: str, heartbeat_s: float, expiry_s: float, progress: Callable[..., None],
     check_sole: Callable[[], None],
 ) -> Iterator[Run]:  # fmt: skip
     """`executing` by the only driver that writes the lake; check_sole raises WriterLost where it is not any more."""
+    check_writable(spark, lake)
     now = datetime.now(UTC)
     owner = secrets.token_hex(8)
     held = lease_held(outputs, expiry_s=expiry_s)
