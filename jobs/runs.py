@@ -304,7 +304,7 @@ def _refused(spark: SparkSession, lake: Lake, held: str, *, expiry_s: float) -> 
 
 
 def finish(spark: SparkSession, lake: Lake, run: Run, result: JobResult, *, mlflow_run_id: str | None) -> None:
-    """Write how a run ended; raises RunTakenOver where another attempt owns it, WriterLost where another driver writes."""
+    """Write how a run ended; raises RunTakenOver where another attempt owns it, WriterLost where another writes."""
     run.check_owned()
     update_run(
         spark,
