@@ -207,6 +207,41 @@ def test_of_two_drivers_at_once_one_works_and_the_other_is_refused(place: Place,
     assert_same_crawl(place, place.rows("two"), tables_of(local, TABLES))
 
 
+AT_ONCE = """
+import sys, time
+from jobs.writer_lock import WriterRefused, sole_writer
+from jobs.stores import open_store
+open_store(sys.argv[1])[0].connect()
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    with sole_writer(sys.argv[1], run_id="r", heartbeat_s=1, expiry_s=float(sys.argv[2])):
+        print("took it", flush=True)
+        time.sleep(3)
+except WriterRefused:
+    print("refused", flush=True)
+"""
+
+
+def test_of_many_that_begin_at_one_moment_one_gets_the_lock_be_it_new_or_old(place: Place) -> None:
+    for expected in ("new", "released"):
+        command = [sys.executable, "-c", AT_ONCE, f"s3a://{BUCKET}/race", "30"]
+        many = [
+            subprocess.Popen(
+                command, cwd=ROOT, env=place.environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
+            for _ in range(6)
+        ]
+        for process in many:
+            assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        for process in many:
+            assert process.stdin is not None
+            process.stdin.write("\n")
+            process.stdin.flush()
+        said = sorted(process.communicate(timeout=60)[0].strip() for process in many)
+        assert said == ["refused"] * 5 + ["took it"], expected
+
+
 def test_a_killed_driver_is_taken_over_once_it_was_silent_for_long_enough(
     place: Place, local: Path, tmp_path: Path
 ) -> None:
