@@ -285,11 +285,11 @@ def _executing(
 def _quietly() -> Iterator[None]:
     """The original error matters more than that the run could not be marked failed; its heartbeat will expire.
 
-    Not where the run was taken over: then what failed did so because its staging was removed under it.
+    Not where the run or the lake was taken over: then what failed did so because its staging was removed under it.
     """
     try:
         yield
-    except RunTakenOver:
+    except (RunTakenOver, WriterLost):
         raise
     except Exception:
         return
