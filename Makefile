@@ -8,7 +8,7 @@ export UV_HTTP_TIMEOUT ?= 300
 # $(supported) PYTHON: succeeds for a Python that Lakelens runs on.
 supported = -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null
 
-.PHONY: help setup demo test test-faults check bench bench-stats zip ui clean lock
+.PHONY: help setup demo test test-faults test-cluster cluster demo-cluster check bench bench-stats zip ui clean lock
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -26,6 +26,9 @@ test: setup ## run the tests; ARGS='-m "not spark"' for the quick ones
 test-faults: setup ## kill and stop real processes in every phase of a run, and of experiments: 39 tests, an hour alone
 	$(PYTHON) -m pytest -n0 -m faults -v $(ARGS)
 
+test-cluster: setup ## the same rows from local masters and from a cluster, one of whose workers is killed
+	$(PYTHON) -m pytest -n0 -m cluster -v $(ARGS)
+
 check: $(VENV)/installed ## lint, formatting and types
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
@@ -36,6 +39,12 @@ bench: setup ## measure against the peers; ONLY=B1,B3 for some
 
 bench-stats: setup ## prove the statistics of comparisons: false verdicts, coverage, power; about 20 minutes
 	$(PYTHON) -m benchmarks.statistics
+
+cluster: setup ## a standalone Spark cluster of two workers on 127.0.0.1, until Ctrl-C; GPUS=1: each says it has a GPU
+	@$(PYTHON) -m tests.cluster $(if $(GPUS),--gpus)
+
+demo-cluster: setup zip ## run the demo on such a cluster, by spark-submit, into build/cluster/lake
+	@$(PYTHON) -m tests.cluster demo
 
 zip: $(VENV)/installed ## pack the code for a cluster (--py-files), as build/lakelens.zip
 	@mkdir -p build && find jobs featurizers schemas conf -name __pycache__ -exec rm -rf {} +
