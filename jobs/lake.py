@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 STAGING = "_staging"
 PACKS = "_packs"
+WEIGHTS = "_weights"
 REPORTS = "reports"
 # What Hadoop and the stores' clients say of a request that no repetition mends; the address or the rights are wrong.
 REFUSED = re.compile(r"AccessControlException|AccessDenied|Forbidden|UnsupportedFileSystem|No FileSystem for scheme")
@@ -45,6 +46,10 @@ class Lake:
     def packs(self) -> str:
         """URI of the folder of the media that are too large for a row."""
         return f"{self.uri}/{PACKS}"
+
+    def weights(self) -> str:
+        """URI of the folder of the weights that a cluster's tasks load."""
+        return f"{self.uri}/{WEIGHTS}"
 
     def local_folder(self) -> str | None:
         """The lake's path in the local file system, or None where it is remote."""

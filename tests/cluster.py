@@ -14,8 +14,8 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,6 @@ HOST, PORT, PAGE = "127.0.0.1", 7077, 8080
 N_WORKERS = 2
 WORKER_MEMORY = "1g"  # what a worker lends to executors, whose heap it is; their Python workers take theirs beside it
 PATIENCE_S = 120
-DEMO_LIMIT_S = 1800
 # On the few cores of one machine, as jobs.session has it for a local master.
 SMALL = {
     "spark.executor.memory": WORKER_MEMORY,
@@ -51,11 +50,12 @@ class ClusterError(RuntimeError):
 
 @dataclass(frozen=True)
 class Cluster:
-    """A master and its workers, each the leader of a session of processes, its executors among them."""
+    """A master, its workers and what was submitted, each the leader of a session of processes, executors among them."""
 
     url: str
     page: str
     workers: Sequence[subprocess.Popen[bytes]]
+    started: list[subprocess.Popen[bytes]]
 
 
 def environment() -> dict[str, str]:
@@ -67,13 +67,24 @@ def environment() -> dict[str, str]:
     return inherited | {"SPARK_HOME": home, "PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": HOST}
 
 
-def submit_command(url: str, *arguments: str, code: Path = ZIP, settings: Mapping[str, str] | None = None) -> list[str]:
-    """The command that runs `lakelens ARGUMENTS` on the cluster at `url`, its code out of a zip; see `environment`."""
-    program = str(Path(environment()["SPARK_HOME"], "bin", "spark-submit"))
-    command = [program, "--master", url, "--py-files", str(code), "--jars", ",".join(map(str, jars()))]
-    for key, value in {**SMALL, **(settings or {})}.items():
-        command += ["--conf", f"{key}={value}"]
-    return [*command, str(ROOT / "jobs" / "__main__.py"), *arguments]
+def submit(
+    up: Cluster, *arguments: str, code: Path = ZIP, log: Path | None = None, **added: str
+) -> subprocess.Popen[bytes]:
+    """Run `lakelens ARGUMENTS` on a cluster, its code out of a zip; ends with the cluster at the latest.
+
+    log: takes its output, which is shown otherwise. added: environment of the driver.
+    """
+    environ = environment() | added
+    command = [f"{environ['SPARK_HOME']}/bin/spark-submit", "--master", up.url]
+    command += ["--py-files", str(code), "--jars", ",".join(map(str, jars()))]
+    command += [part for key, value in SMALL.items() for part in ("--conf", f"{key}={value}")]
+    with log.open("ab") if log is not None else nullcontext() as output:
+        process = subprocess.Popen(
+            [*command, str(ROOT / "jobs" / "__main__.py"), *arguments],
+            cwd=ROOT, env=environ, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
+        )  # fmt: skip
+    up.started.append(process)
+    return process
 
 
 def free_port() -> int:
@@ -169,7 +180,7 @@ def cluster(
                 what = f"a process ended with {ended[0].returncode}" if ended else f"not up after {PATIENCE_S} s"
                 raise ClusterError(f"cluster at {url}: {what}; see the logs in {folder}")
             time.sleep(0.2)
-        yield Cluster(url, page, started[1:])
+        yield Cluster(url, page, started[1:], started)
     finally:
         _end(started)
 
@@ -198,10 +209,8 @@ def run_demo() -> int:
     began = time.monotonic()
     with cluster(FOLDER) as up:
         print(f"{N_WORKERS} workers at {up.url} after {time.monotonic() - began:.0f} s", flush=True)
-        command = submit_command(up.url, "demo", "--lake", str(lake))
-        done = subprocess.run(command, env=environment(), timeout=DEMO_LIMIT_S)
-    if done.returncode:
-        return done.returncode
+        if code := submit(up, "demo", "--lake", str(lake)).wait():
+            return code
     executors = len(list(FOLDER.glob("worker-*/app-*/*")))
     rows = {table.name: DeltaTable(str(lake / table.name)).to_pyarrow_dataset().count_rows() for table in TABLES}
     print(f"the lake at {lake}, by {executors} executors: " + ", ".join(f"{n} {name}" for name, n in rows.items()))

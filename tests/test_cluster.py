@@ -1,0 +1,236 @@
+"""A cluster of real processes, its code out of a zip: the rows of a local master, also where a worker is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import yaml
+
+from tests.attempts import Rows, assert_same, checkout_with_one_more_featurizer, tables_of
+from tests.cluster import HOST, ROOT, Cluster, cluster, session_of, state, submit
+from tests.pictures import encode
+
+PATIENCE_S = 280
+SITE = [  # of the sample media: photographs in several formats, broken files, clips of two seconds
+    *("table/coffee-full.jpg", "table/coffee-png.png", "table/coffee-webp.webp", "table/coffee-turned6.jpg"),
+    *("table/coffee-gif.gif", "table/coffee-progressive.jpg", "table/clock-full.jpg", "table/clock-png-grey.png"),
+    *("table/coins-full.jpg", "table/coins-crop-left.jpg", "table/coffee-dark.jpg", "table/coffee-small.jpg"),
+    *("broken/cut-30.jpg", "broken/cut.png", "broken/bomb.png", "broken/header-only.jpg", "broken/zero.jpg"),
+    *("broken/error-page.jpg", "clips/upright.mp4", "broken/no-index.mp4"),
+]
+MODELS = ("concept_efficientnet.lite0@1", "object_yolov3.tiny@1")
+N_COLOURS = 60
+
+
+def packed(checkout: Path, path: Path) -> Path:
+    """The code of a checkout as `make zip` packs it."""
+    folders = ("jobs", "featurizers", "schemas", "conf")
+    with zipfile.ZipFile(path, "w") as code:
+        for file in sorted(file for folder in folders for file in (checkout / folder).rglob("*")):
+            if file.is_file() and "__pycache__" not in file.parts:
+                code.write(file, file.relative_to(checkout))
+    return path
+
+
+def pipeline(folder: Path, featurizers: tuple[str, ...]) -> Path:
+    """What `lakelens run` is given for the pictures of folder/pictures: no gate rejects what is broken."""
+    path = folder / "pipeline.yaml"
+    budget = {"documents": 1, "features": 1, "mentions": 1}
+    sources = [{"name": "pictures", "kind": "folder", "uri": str(folder / "pictures")}]
+    featurize = {"featurizers": list(featurizers), "link_captions": False}
+    path.write_text(
+        yaml.safe_dump({"crawl": {"sources": sources}, "featurize": featurize, "check": {"max_error_rate": budget}})
+    )
+    return path
+
+
+def run_locally(checkout: Path, file: Path, lake: Path, *assignments: str, **added: str) -> None:
+    """`lakelens run` in a process of its own, its code out of a checkout."""
+    environ = os.environ | {"PYTHONPATH": str(checkout), "SPARK_LOCAL_IP": HOST} | added
+    command = [sys.executable, "-m", "jobs", "run", str(file), "--lake", str(lake)]
+    command += [part for assignment in assignments for part in ("--set", assignment)]
+    done = subprocess.run(command, cwd=checkout, env=environ, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
+
+
+def everything(lake: Path) -> dict[str, Rows]:
+    """The rows of frames and features, and what became of each document."""
+    from deltalake import DeltaTable
+
+    documents = DeltaTable(str(lake / "documents")).to_pyarrow_table().to_pylist()
+    became = {(row["doc_id"],): (row["url"], row["media_id"], row["media_type"], row["error"]) for row in documents}
+    assert len(became) == len(documents)
+    return tables_of(lake) | {"documents": became}
+
+
+def assert_all_the_same(one: dict[str, Rows], other: dict[str, Rows]) -> None:
+    assert_same(one, other)
+    assert one["documents"] == other["documents"]
+
+
+@pytest.fixture(scope="module")
+def code(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return packed(ROOT, tmp_path_factory.mktemp("code") / "lakelens.zip")
+
+
+# -- what is looked at without a cluster --------------------------------------------------------------------------
+
+
+def test_from_a_zip_the_configuration_the_pages_and_the_demo_are_read(code: Path) -> None:
+    program = f"""
+import importlib.resources, jobs.sample_media
+from featurizers.spec import find_spec
+from jobs.config import load_config
+from jobs.demo import built_in
+from jobs.report import pages
+assert jobs.__file__.startswith({str(code)!r}), jobs.__file__
+print(load_config().prices.usd_per_core_hour > 0, bool(built_in("demo.yaml")), len(jobs.sample_media.sample_version()))
+print(bool(pages().get_template("page.css.j2")), find_spec({MODELS[0]!r}).dim)
+print(jobs.sample_media.sample_folder())
+"""
+    environ = os.environ | {"PYTHONPATH": str(code), "LAKELENS_CACHE": "/kept"}
+    done = subprocess.run([sys.executable, "-c", program], cwd=code.parent, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["True True 16", "True 1280", "/kept/sample"]
+
+
+# -- the same rows everywhere -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the pictures and clips of SITE, and the pipeline over them."""
+    from jobs.demo import prepared_sample
+
+    folder = tmp_path_factory.mktemp("site")
+    (folder / "pictures").mkdir()
+    for name in SITE:
+        shutil.copy(prepared_sample() / "site" / name, folder / "pictures" / name.replace("/", "-"))
+    pipeline(folder, MODELS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def on_one_core(pictures: Path) -> dict[str, Rows]:
+    run_locally(ROOT, pictures / "pipeline.yaml", pictures / "local", "spark.master=local[1]")
+    rows = everything(pictures / "local")
+    codes = {row["error"]["code"] for row in rows["features"].values() if row["error"] is not None}
+    assert len(rows["documents"]) == len(SITE) and {"truncated", "pixel_limit"} <= codes
+    assert {key[2] for key, row in rows["features"].items() if row["features"]} == set(MODELS)
+    assert any(key[1] > 0 for key in rows["frames"]), "no frame of a clip"
+    return rows
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("master", ["local[2]", "local-cluster[2,1,1024]"])
+def test_a_local_master_gives_the_rows_of_one_core(
+    on_one_core: dict[str, Rows], pictures: Path, tmp_path: Path, master: str
+) -> None:
+    settings = "spark.settings={spark.executor.memory: 1g, spark.sql.shuffle.partitions: '2'}"
+    run_locally(ROOT, pictures / "pipeline.yaml", tmp_path / "lake", f"spark.master={master}", settings)
+    assert_all_the_same(everything(tmp_path / "lake"), on_one_core)
+
+
+@pytest.mark.cluster
+def test_a_cluster_gives_the_rows_of_one_core(
+    on_one_core: dict[str, Rows], pictures: Path, code: Path, tmp_path: Path
+) -> None:
+    with cluster(tmp_path) as up:
+        run_on(up, code, pictures / "pipeline.yaml", tmp_path / "lake")
+        assert len(list(tmp_path.glob("worker-*/app-*/*"))) == 2, "not both workers had an executor"
+    assert_all_the_same(everything(tmp_path / "lake"), on_one_core)
+
+
+def run_on(up: Cluster, code: Path, file: Path, lake: Path) -> None:
+    log = lake.with_name("driver.log")
+    assert submit(up, "run", str(file), "--lake", str(lake), code=code, log=log).wait(PATIENCE_S) == 0, log.read_text()[
+        -5000:
+    ]
+
+
+# -- GPUs that are only said to be there, and a worker that is killed ----------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout with concept_faulty, its zip, pictures of one colour each, one of them cut, and their pipeline."""
+    folder = tmp_path_factory.mktemp("colours")
+    packed(checkout_with_one_more_featurizer(folder / "checkout"), folder / "code.zip")
+    (folder / "pictures").mkdir()
+    for i in range(N_COLOURS):
+        data = encode(np.full((32, 32, 3), (10 + 4 * i, 120, 90), np.uint8), "PNG")
+        (folder / "pictures" / f"{i}.png").write_bytes(data[: len(data) // 2] if i == 7 else data)
+    pipeline(folder, ("concept_faulty.mean@1",))
+    return folder
+
+
+@pytest.mark.cluster
+def test_tasks_get_the_gpu_of_their_worker_and_a_worker_killed_in_mid_run_changes_no_row(
+    colours: Path, tmp_path: Path
+) -> None:
+    undisturbed, told = tmp_path / "undisturbed", tmp_path / "fault"
+    run_locally(
+        colours / "checkout", colours / "pipeline.yaml", undisturbed, "spark.master=local[2]",
+        LAKELENS_FAULT=str(tmp_path / "none" / "fault"),
+    )  # fmt: skip
+    told.write_text("slow")  # a second or more for each GPU
+    log, devices = tmp_path / "driver.log", tmp_path / "devices"
+    spark = {"spark.executor.cores": "1", "spark.executorEnv.LAKELENS_FAULT": str(told)}
+    settings = ["spark.gpus=2", "spark.gpu_kind=l4", f"spark.settings={json.dumps(spark)}"]
+    with cluster(tmp_path, gpus=True) as up:
+        arguments = ["run", str(colours / "pipeline.yaml"), "--lake", str(tmp_path / "lake")]
+        arguments += [part for setting in settings for part in ("--set", setting)]
+        driver = submit(up, *arguments, code=colours / "code.zip", log=log, LAKELENS_FAULT=str(told))
+        until = time.monotonic() + PATIENCE_S
+        while driver.poll() is None and time.monotonic() < until and n_lines(devices) < 2:
+            time.sleep(0.02)
+        assert sorted(devices.read_text().split()) == ["cuda:0", "cuda:1"], log.read_text()[-5000:]
+        up.workers[1].send_signal(signal.SIGKILL)
+        assert driver.wait(PATIENCE_S) == 0, log.read_text()[-5000:]
+        assert state(up.page)["aliveworkers"] == 1
+    assert "Lost executor" in log.read_text()
+    rows = everything(tmp_path / "lake")
+    assert len(rows["features"]) == N_COLOURS
+    assert_all_the_same(rows, everything(undisturbed))
+
+
+def n_lines(path: Path) -> int:
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+# -- its end -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_make_cluster_ends_all_of_its_processes(number: signal.Signals) -> None:
+    kept = subprocess.Popen(
+        [sys.executable, "-m", "tests.cluster", "--gpus"],
+        cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        assert kept.stdout is not None
+        said = kept.stdout.readline()
+        assert "2 workers of one core" in said and "spark://127.0.0.1:7077" in said
+        family = psutil.Process(kept.pid).children(recursive=True)
+        assert sum("deploy.worker.Worker" in " ".join(one.cmdline()) for one in family) == 2
+        listening = {one.laddr.ip for process in family for one in process.net_connections() if one.status == "LISTEN"}
+        assert {address.removeprefix("::ffff:") for address in listening} == {HOST}
+        kept.send_signal(number)
+        assert kept.wait(60) == (0 if number == signal.SIGINT else 1)
+        assert not psutil.wait_procs(family, timeout=1)[1]
+    finally:
+        for member in session_of(kept.pid):
+            member.kill()
+        kept.wait()
