@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -18,10 +23,11 @@ import pytest
 import yaml
 
 from tests.attempts import Rows, assert_same, checkout_with_one_more_featurizer, tables_of
-from tests.cluster import HOST, ROOT, Cluster, cluster, session_of, state, submit
+from tests.cluster import HOST, ROOT, Cluster, cluster, environment, session_of, state, submit
 from tests.pictures import encode
 
 PATIENCE_S = 280
+RECIPES = ROOT / "docs" / "cluster.md"
 SITE = [  # of the sample media: photographs in several formats, broken files, clips of two seconds
     *("table/coffee-full.jpg", "table/coffee-png.png", "table/coffee-webp.webp", "table/coffee-turned6.jpg"),
     *("table/coffee-gif.gif", "table/coffee-progressive.jpg", "table/clock-full.jpg", "table/clock-png-grey.png"),
@@ -89,20 +95,125 @@ def code(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_from_a_zip_the_configuration_the_pages_and_the_demo_are_read(code: Path) -> None:
     program = f"""
-import importlib.resources, jobs.sample_media
+import jobs.sample_media
+from pathlib import Path
 from featurizers.spec import find_spec
 from jobs.config import load_config
-from jobs.demo import built_in
+from jobs.demo import demo_overrides
 from jobs.report import pages
 assert jobs.__file__.startswith({str(code)!r}), jobs.__file__
-print(load_config().prices.usd_per_core_hour > 0, bool(built_in("demo.yaml")), len(jobs.sample_media.sample_version()))
+Path("urls.jsonl").touch()
+print(load_config().prices.usd_per_core_hour > 0, len(jobs.sample_media.sample_version()))
+print(len(demo_overrides(Path(), "http://127.0.0.1:1")["golden"]))
 print(bool(pages().get_template("page.css.j2")), find_spec({MODELS[0]!r}).dim)
 print(jobs.sample_media.sample_folder())
 """
     environ = os.environ | {"PYTHONPATH": str(code), "LAKELENS_CACHE": "/kept"}
     done = subprocess.run([sys.executable, "-c", program], cwd=code.parent, env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["True True 16", "True 1280", "/kept/sample"]
+    assert done.stdout.splitlines() == ["True 16", "4", "True 1280", "/kept/sample"]
+
+
+def commands() -> list[str]:
+    """The blocks of docs/cluster.md."""
+    return re.findall(r"^```\n(.*?)^```$", RECIPES.read_text(), re.M | re.S)
+
+
+def settings_named(text: str) -> set[str]:
+    """spark.* keys as they are set; not those of our own configuration, such as spark.gpus."""
+    return set(re.findall(r"\b(spark\.\w+(?:\.\w+)+)=", text))
+
+
+@pytest.mark.parametrize("role", ["driver", "executor"])
+def test_a_pod_template_is_a_pod_whose_container_spark_knows_and_that_runs_as_the_images_user(role: str) -> None:
+    pod = yaml.safe_load((ROOT / "conf" / "kubernetes" / f"{role}.yaml").read_text())
+    assert (pod["apiVersion"], pod["kind"]) == ("v1", "Pod")
+    [container] = pod["spec"]["containers"]
+    assert container["name"] == f"spark-kubernetes-{role}"
+    mounted = {mount["name"] for mount in container["volumeMounts"]}
+    assert mounted == {volume["name"] for volume in pod["spec"]["volumes"]}
+    user = pod["spec"]["securityContext"]["runAsUser"]
+    assert f"useradd --uid {user} " in (ROOT / "conf" / "kubernetes" / "Dockerfile").read_text()
+
+
+def test_no_recipe_limits_the_address_space_of_python_workers() -> None:
+    assert len(settings_named("".join(commands()))) >= 15
+    assert "spark.executor.pyspark.memory" not in settings_named(RECIPES.read_text())
+
+
+# -- the recipes, by what of Spark is here -------------------------------------------------------------------------
+
+
+def test_spark_knows_every_setting_of_the_recipes() -> None:
+    classes = bytearray()
+    for name in ("core", "kubernetes", "yarn", "common-utils"):
+        [path] = Path(environment()["SPARK_HOME"], "jars").glob(f"spark-{name}_*.jar")
+        with zipfile.ZipFile(path) as jar:
+            for member in jar.namelist():
+                classes += jar.read(member) if member.endswith(".class") else b""
+    composed = re.compile(
+        r"(spark\.executorEnv|spark\.yarn\.appMasterEnv)\.\w+|(spark\.\w+)\.resource\.gpu\.(\w+)|"
+        r"(spark\.kubernetes\.authenticate\.driver)\.(\w+)"
+    )
+    for key in settings_named(RECIPES.read_text()):
+        found = composed.fullmatch(key)
+        parts = [part for part in found.groups() if part] if found else [key]
+        assert [part for part in parts if part.encode() not in classes] == [], key
+
+
+class ApiServer(BaseHTTPRequestHandler):
+    """Of Kubernetes what submitting needs: whatever is created is taken and kept, there is nothing else."""
+
+    created: list[dict[str, Any]]
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.created.append(body)
+        self.answer(201, body | {"metadata": body["metadata"] | {"uid": "1", "resourceVersion": "1"}})
+
+    def do_GET(self) -> None:
+        self.answer(404, {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404})
+
+    do_PATCH = do_PUT = do_POST
+
+    def answer(self, status: int, body: dict[str, Any]) -> None:
+        data = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing: what was created is the record."""
+
+
+@pytest.mark.cluster
+def test_spark_makes_the_drivers_pod_of_the_kubernetes_recipe(tmp_path: Path) -> None:
+    [command] = [block for block in commands() if "--master k8s://" in block]
+    handler = type("Handler", (ApiServer,), {"created": []})
+    server = ThreadingHTTPServer((HOST, 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        [program, *arguments] = shlex.split(command.replace("\\\n", " "))
+        given = [a if not a.startswith("k8s://") else f"k8s://http://{HOST}:{server.server_port}" for a in arguments]
+        environ = environment() | {"HOME": str(tmp_path), "KUBECONFIG": str(tmp_path / "none")}
+        done = subprocess.run(
+            [f"{environ['SPARK_HOME']}/bin/{program}", *given],
+            cwd=ROOT, env=environ, capture_output=True, text=True, timeout=PATIENCE_S,
+        )  # fmt: skip
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert done.returncode == 0, done.stderr[-5000:]
+    [pod] = [one for one in handler.created if one["kind"] == "Pod"]
+    [container] = pod["spec"]["containers"]
+    assert pod["metadata"]["labels"]["app"] == "lakelens" and pod["spec"]["serviceAccountName"] == "lakelens"
+    assert container["image"] == "registry.example.org/lakelens:1"
+    assert {"cache", "pipeline"} <= {mount["name"] for mount in container["volumeMounts"]}
+    said = ["run", "/pipeline/photos.yaml", "--lake", "s3a://bucket/lake", "--run-id", "photos-1"]
+    assert container["args"][-len(said) :] == said
+    assert container["resources"]["limits"]["memory"] == "3072Mi"
 
 
 # -- the same rows everywhere -------------------------------------------------------------------------------------
