@@ -87,9 +87,14 @@ def submit(
     return process
 
 
-def free_port() -> int:
+def free_port(wanted: int) -> int:
+    """`wanted`, or any port for 0; raises ClusterError where it is taken, for Spark would try the next one."""
     with socket.socket() as listener:
-        listener.bind((HOST, 0))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as a server has it: TIME_WAIT is no listener
+        try:
+            listener.bind((HOST, wanted))
+        except OSError as e:
+            raise ClusterError(f"port {wanted} of {HOST} cannot be listened on ({e}); end what uses it") from e
         return int(listener.getsockname()[1])
 
 
@@ -153,17 +158,15 @@ def state(page: str) -> dict[str, Any]:
 
 
 @contextmanager
-def cluster(
-    folder: Path, *, gpus: bool = False, port: int | None = None, page_port: int | None = None
-) -> Iterator[Cluster]:
+def cluster(folder: Path, *, gpus: bool = False, port: int = 0, page_port: int = 0) -> Iterator[Cluster]:
     """A cluster of N_WORKERS with one core each while the block runs; logs and work folders are kept in `folder`.
 
-    gpus: each worker says that it has one GPU, the first "0", the second "1". Ports: any free ones.
+    gpus: each worker says that it has one GPU, the first "0", the second "1". Ports: 0 for any free one.
     Raises ClusterError where it does not come up.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    url = f"spark://{HOST}:{port or free_port()}"
-    page = f"http://{HOST}:{page_port or free_port()}"
+    url = f"spark://{HOST}:{free_port(port)}"
+    page = f"http://{HOST}:{free_port(page_port)}"
     started: list[subprocess.Popen[bytes]] = []
     try:
         ports = ["--port", url.rpartition(":")[2], "--webui-port", page.rpartition(":")[2]]

@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -23,7 +24,7 @@ import pytest
 import yaml
 
 from tests.attempts import Rows, assert_same, checkout_with_one_more_featurizer, tables_of
-from tests.cluster import HOST, ROOT, Cluster, cluster, environment, session_of, state, submit
+from tests.cluster import HOST, ROOT, Cluster, ClusterError, cluster, environment, session_of, state, submit
 from tests.pictures import encode
 
 PATIENCE_S = 280
@@ -139,6 +140,17 @@ def test_a_pod_template_is_a_pod_whose_container_spark_knows_and_that_runs_as_th
 def test_no_recipe_limits_the_address_space_of_python_workers() -> None:
     assert len(settings_named("".join(commands()))) >= 15
     assert "spark.executor.pyspark.memory" not in settings_named(RECIPES.read_text())
+
+
+def test_a_taken_port_is_named_before_anything_is_started(tmp_path: Path) -> None:
+    with socket.create_server((HOST, 0)) as taken:
+        number = taken.getsockname()[1]
+        with (
+            pytest.raises(ClusterError, match=f"^port {number} of {HOST} cannot be listened on"),
+            cluster(tmp_path, port=number),
+        ):
+            pytest.fail("a cluster is up")
+    assert not list(tmp_path.glob("*.log"))
 
 
 # -- the recipes, by what of Spark is here -------------------------------------------------------------------------
