@@ -303,9 +303,10 @@ def test_tasks_get_the_gpu_of_their_worker_and_a_worker_killed_in_mid_run_change
     colours: Path, tmp_path: Path
 ) -> None:
     undisturbed, told = tmp_path / "undisturbed", tmp_path / "fault"
+    (tmp_path / "nothing").mkdir()
     run_locally(
         colours / "checkout", colours / "pipeline.yaml", undisturbed, "spark.master=local[2]",
-        LAKELENS_FAULT=str(tmp_path / "none" / "fault"),
+        LAKELENS_FAULT=str(tmp_path / "nothing" / "told"),
     )  # fmt: skip
     told.write_text("slow")  # a second or more for each GPU
     log, devices = tmp_path / "driver.log", tmp_path / "devices"
@@ -318,7 +319,8 @@ def test_tasks_get_the_gpu_of_their_worker_and_a_worker_killed_in_mid_run_change
         until = time.monotonic() + PATIENCE_S
         while driver.poll() is None and time.monotonic() < until and n_lines(devices) < 2:
             time.sleep(0.02)
-        assert sorted(devices.read_text().split()) == ["cuda:0", "cuda:1"], log.read_text()[-5000:]
+        assert n_lines(devices) == 2, log.read_text()[-5000:]
+        assert sorted(devices.read_text().split()) == ["cuda:0", "cuda:1"]
         up.workers[1].send_signal(signal.SIGKILL)
         assert driver.wait(PATIENCE_S) == 0, log.read_text()[-5000:]
         assert state(up.page)["aliveworkers"] == 1
