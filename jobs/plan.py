@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from featurizers.probe import VIDEO_FORMAT
 from jobs import featurize
 from jobs import lake as lakes
-from jobs.command import FINISHED, REJECTED, Common, Ending
+from jobs.command import FINISHED, REJECTED, Common, Ending, progress_of
 from jobs.config import Config
 from jobs.dollars import machine_usd_per_s
 from jobs.estimate import Population, Prediction, Rehearsal, Stratum, allocate, over_limit, predict
@@ -272,7 +272,7 @@ def show_plan(common: Common, selection: Selection, *, max_usd: float | None, ma
     """Print what the run would take; REJECTED where the upper end of an interval is above its limit."""
     config = common.config
     work = prepare(config.featurize, on_gpus=config.spark.gpus > 0)
-    progress = Progress(live=not (common.as_json or common.debug))
+    progress = progress_of(common)
     began = time.monotonic()
     with progress.shown():
         progress("starting Spark")

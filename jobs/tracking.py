@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import hashlib
 import json
 import logging
 import math
@@ -31,6 +32,8 @@ MAX_TAG = 5000
 DESCRIPTION = "mlflow.note.content"  # MLflow's tag of the text, in Markdown, on the page of a run or an experiment
 VECTOR_SPACE = "vector_space.yaml"
 METRIC_BATCH = 1000
+MAX_ADDRESS = 60  # of a lake in the name of a registered model, whose column in MLflow's tables has 256
+SERVERS = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")  # where one of them is set, models may lie outside of the lake
 # A tracking server that is down is given up after seconds: by default MLflow tries for minutes, at every call.
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "15"}
 QUIET = {
@@ -136,6 +139,16 @@ def child_run(
     tracked = _child(parent, name=name, tags=tags)
     with _ended(tracked):
         _log_parameters(tracked, parameters)
+        yield tracked
+
+
+@contextmanager
+def continued(tracked: Tracked) -> Iterator[Tracked]:
+    """A run that has ended, running again for a block."""
+    attempt(
+        tracked, "the status of the run", lambda: tracked.client.update_run(tracked.mlflow_run_id, status="RUNNING")
+    )
+    with _ended(tracked):
         yield tracked
 
 
@@ -328,23 +341,36 @@ def _allowed(name: str) -> str:
 # -- registered models --------------------------------------------------------------------------------------------
 
 
-def registered_version(tracked: Tracked, kind: str, tags: Mapping[str, str]) -> str:
-    """The version that stands for tags["fingerprint"] in the registered model of a kind, made where there is none.
+def model_of(lake: Lake, kind: str) -> str:
+    """The registered model whose versions are a lake's vector spaces of a kind.
 
-    What it stands for lies in VECTOR_SPACE among the run's artifacts; a version is no weights. Raises what MLflow
-    raises.
+    On a server, which lakes may share, its name ends in the lake's address, in letters that every registry allows,
+    and in 8 digits that tell apart what is then spelled alike.
+    """
+    model = f"{EXPERIMENT}-{kind}"
+    if not any(map(os.environ.get, SERVERS)):
+        return model
+    address = re.sub(r"[^A-Za-z0-9]+", "-", lake.uri.partition("://")[2])[-MAX_ADDRESS:].strip("-")
+    return f"{model}-{address}-{hashlib.sha256(lake.uri.encode()).hexdigest()[:8]}"
+
+
+def registered_version(tracked: Tracked, model: str, tags: Mapping[str, str]) -> str:
+    """The version that stands for tags["fingerprint"] in a registered model; both are made where there is none.
+
+    tags: of the version; the model gets that of its lake. What a version stands for lies in VECTOR_SPACE among the
+    run's artifacts; a version is no weights. Raises what MLflow raises.
     """
     from mlflow.exceptions import MlflowException
 
-    client, model = tracked.client, model_of(kind)
+    client = tracked.client
     try:
         client.get_registered_model(model)
     except MlflowException:
-        said = f"Vector spaces of kind {kind}, a version for each fingerprint; `champion` is what readers get."
-        client.create_registered_model(model, description=said)
+        said = "Vector spaces of one kind in one lake, a version for each fingerprint; `champion` is what readers get."
+        client.create_registered_model(model, tags={"lake": tags["lake"]}, description=said)
     there = client.search_model_versions(f"name = '{model}' and tags.fingerprint = '{tags['fingerprint']}'")
-    if mine := [one for one in there if one.tags.get("lake") == tags["lake"]]:  # lakes may share a server
-        return str(mine[0].version)
+    if there:
+        return str(there[0].version)
     client.log_text(tracked.mlflow_run_id, yaml.safe_dump(dict(tags), sort_keys=False), VECTOR_SPACE)
     source = f"runs:/{tracked.mlflow_run_id}/{VECTOR_SPACE}"  # a server takes no other path of a local lake
     made = client.create_model_version(
@@ -353,21 +379,16 @@ def registered_version(tracked: Tracked, kind: str, tags: Mapping[str, str]) -> 
     return str(made.version)
 
 
-def model_of(kind: str) -> str:
-    """The registered model whose versions are the vector spaces of a kind."""
-    return f"{EXPERIMENT}-{kind}"
-
-
-def tag_version(tracked: Tracked, kind: str, version: str, tags: Mapping[str, str]) -> None:
+def tag_version(tracked: Tracked, model: str, version: str, tags: Mapping[str, str]) -> None:
     """Lay tags over those of a version; raises what MLflow raises."""
     for name, value in tags.items():
-        tracked.client.set_model_version_tag(model_of(kind), version, name, value[:MAX_TAG])
+        tracked.client.set_model_version_tag(model, version, name, value[:MAX_TAG])
 
 
-def set_alias(tracked: Tracked, kind: str, alias: str, tags: Mapping[str, str] | None) -> None:
+def set_alias(tracked: Tracked, model: str, alias: str, tags: Mapping[str, str] | None) -> None:
     """Let `alias` name the version with tags["fingerprint"], or nothing; raises what MLflow raises."""
     if tags is None:
-        tracked.client.delete_registered_model_alias(model_of(kind), alias)
+        tracked.client.delete_registered_model_alias(model, alias)
     else:
-        version = registered_version(tracked, kind, tags)
-        tracked.client.set_registered_model_alias(model_of(kind), alias, version)
+        version = registered_version(tracked, model, tags)
+        tracked.client.set_registered_model_alias(model, alias, version)

@@ -25,6 +25,7 @@ from jobs.tracking import (
 def no_tracking_server(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever runs the tests may have a server of their own."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
     monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
 
 
