@@ -98,7 +98,7 @@ def test_from_a_zip_the_configuration_the_pages_and_the_demo_are_read(code: Path
     program = f"""
 import jobs.sample_media
 from pathlib import Path
-from featurizers.spec import find_spec
+from featurizers.spec import families, find_spec
 from jobs.config import load_config
 from jobs.demo import demo_overrides
 from jobs.report import pages
@@ -106,13 +106,13 @@ assert jobs.__file__.startswith({str(code)!r}), jobs.__file__
 Path("urls.jsonl").touch()
 print(load_config().prices.usd_per_core_hour > 0, len(jobs.sample_media.sample_version()))
 print(len(demo_overrides(Path(), "http://127.0.0.1:1")["golden"]))
-print(bool(pages().get_template("page.css.j2")), find_spec({MODELS[0]!r}).dim)
+print(bool(pages().get_template("page.css.j2")), find_spec({MODELS[0]!r}).dim, "concept_efficientnet" in families())
 print(jobs.sample_media.sample_folder())
 """
     environ = os.environ | {"PYTHONPATH": str(code), "LAKELENS_CACHE": "/kept"}
     done = subprocess.run([sys.executable, "-c", program], cwd=code.parent, env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["True 16", "4", "True 1280", "/kept/sample"]
+    assert done.stdout.splitlines() == ["True 16", "4", "True 1280 True", "/kept/sample"]
 
 
 def commands() -> list[str]:
