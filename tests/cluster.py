@@ -113,7 +113,9 @@ def session_of(leader: int) -> list[psutil.Process]:
 def _end(started: Sequence[subprocess.Popen[bytes]]) -> None:
     """Ask all to end, as Ctrl-C does, and kill what is left after a few seconds."""
     for number, patience_s in ((signal.SIGTERM, 10), (signal.SIGKILL, 10)):
-        left = [member for process in started for member in session_of(process.pid)]
+        # An id that is taken although its process has ended is somebody else's by now.
+        ours = [one.pid for one in started if one.poll() is None or not psutil.pid_exists(one.pid)]
+        left = [member for leader in ours for member in session_of(leader)]
         for member in left:
             try:
                 member.send_signal(number)
