@@ -24,7 +24,7 @@ import pytest
 import yaml
 
 from tests.attempts import Rows, assert_same, checkout_with_one_more_featurizer, tables_of
-from tests.cluster import HOST, ROOT, Cluster, ClusterError, cluster, environment, session_of, state, submit
+from tests.cluster import HOST, ROOT, ClusterError, cluster, environment, session_of, state, submit
 from tests.pictures import encode
 
 PATIENCE_S = 280
@@ -51,7 +51,7 @@ def packed(checkout: Path, path: Path) -> Path:
 
 
 def pipeline(folder: Path, featurizers: tuple[str, ...]) -> Path:
-    """What `lakelens run` is given for the pictures of folder/pictures: no gate rejects what is broken."""
+    """The configuration for the pictures of folder/pictures: no gate rejects what is broken."""
     path = folder / "pipeline.yaml"
     budget = {"documents": 1, "features": 1, "mentions": 1}
     sources = [{"name": "pictures", "kind": "folder", "uri": str(folder / "pictures")}]
@@ -62,10 +62,10 @@ def pipeline(folder: Path, featurizers: tuple[str, ...]) -> Path:
     return path
 
 
-def run_locally(checkout: Path, file: Path, lake: Path, *assignments: str, **added: str) -> None:
-    """`lakelens run` in a process of its own, its code out of a checkout."""
+def run_locally(checkout: Path, folder: Path, job: str, lake: Path, *assignments: str, **added: str) -> None:
+    """`lakelens JOB` over the pipeline of `folder`, in a process of its own, its code out of a checkout."""
     environ = os.environ | {"PYTHONPATH": str(checkout), "SPARK_LOCAL_IP": HOST} | added
-    command = [sys.executable, "-m", "jobs", "run", str(file), "--lake", str(lake)]
+    command = [sys.executable, "-m", "jobs", job, "--conf", str(folder / "pipeline.yaml"), "--lake", str(lake)]
     command += [part for assignment in assignments for part in ("--set", assignment)]
     done = subprocess.run(command, cwd=checkout, env=environ, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
@@ -233,7 +233,7 @@ def test_spark_makes_the_drivers_pod_of_the_kubernetes_recipe(tmp_path: Path) ->
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the pictures and clips of SITE, and the pipeline over them."""
+    """A folder with the pictures and clips of SITE, their pipeline, and a lake that they were crawled into."""
     from jobs.demo import prepared_sample
 
     folder = tmp_path_factory.mktemp("site")
@@ -241,13 +241,21 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in SITE:
         shutil.copy(prepared_sample() / "site" / name, folder / "pictures" / name.replace("/", "-"))
     pipeline(folder, MODELS)
+    run_locally(ROOT, folder, "crawl", folder / "lake", "spark.master=local[2]")
     return folder
+
+
+def featurized(pictures: Path, lake: Path, master: str) -> dict[str, Rows]:
+    """What `lakelens featurize` makes of a copy of the crawled lake."""
+    shutil.copytree(pictures / "lake", lake)
+    settings = "spark.settings={spark.executor.memory: 1g, spark.sql.shuffle.partitions: '2'}"
+    run_locally(ROOT, pictures, "featurize", lake, f"spark.master={master}", settings)
+    return everything(lake)
 
 
 @pytest.fixture(scope="module")
 def on_one_core(pictures: Path) -> dict[str, Rows]:
-    run_locally(ROOT, pictures / "pipeline.yaml", pictures / "local", "spark.master=local[1]")
-    rows = everything(pictures / "local")
+    rows = featurized(pictures, pictures / "local", "local[1]")
     codes = {row["error"]["code"] for row in rows["features"].values() if row["error"] is not None}
     assert len(rows["documents"]) == len(SITE) and {"truncated", "pixel_limit"} <= codes
     assert {key[2] for key, row in rows["features"].items() if row["features"]} == set(MODELS)
@@ -260,26 +268,20 @@ def on_one_core(pictures: Path) -> dict[str, Rows]:
 def test_a_local_master_gives_the_rows_of_one_core(
     on_one_core: dict[str, Rows], pictures: Path, tmp_path: Path, master: str
 ) -> None:
-    settings = "spark.settings={spark.executor.memory: 1g, spark.sql.shuffle.partitions: '2'}"
-    run_locally(ROOT, pictures / "pipeline.yaml", tmp_path / "lake", f"spark.master={master}", settings)
-    assert_all_the_same(everything(tmp_path / "lake"), on_one_core)
+    assert_all_the_same(featurized(pictures, tmp_path / "lake", master), on_one_core)
 
 
 @pytest.mark.cluster
-def test_a_cluster_gives_the_rows_of_one_core(
+def test_a_cluster_that_crawls_and_featurizes_gives_the_rows_of_one_core(
     on_one_core: dict[str, Rows], pictures: Path, code: Path, tmp_path: Path
 ) -> None:
+    log = tmp_path / "driver.log"
     with cluster(tmp_path) as up:
-        run_on(up, code, pictures / "pipeline.yaml", tmp_path / "lake")
+        arguments = ["run", str(pictures / "pipeline.yaml"), "--lake", str(tmp_path / "lake")]
+        assert submit(up, *arguments, code=code, log=log).wait(PATIENCE_S) == 0, log.read_text()[-5000:]
         assert len(list(tmp_path.glob("worker-*/app-*/*"))) == 2, "not both workers had an executor"
     assert_all_the_same(everything(tmp_path / "lake"), on_one_core)
-
-
-def run_on(up: Cluster, code: Path, file: Path, lake: Path) -> None:
-    log = lake.with_name("driver.log")
-    assert submit(up, "run", str(file), "--lake", str(lake), code=code, log=log).wait(PATIENCE_S) == 0, log.read_text()[
-        -5000:
-    ]
+    assert list((tmp_path / "lake" / "_weights").glob("*/_SUCCESS")), "tasks had weights from the driver's disk"
 
 
 # -- GPUs that are only said to be there, and a worker that is killed ----------------------------------------------
@@ -287,7 +289,7 @@ def run_on(up: Cluster, code: Path, file: Path, lake: Path) -> None:
 
 @pytest.fixture(scope="module")
 def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout with concept_faulty, its zip, pictures of one colour each, one of them cut, and their pipeline."""
+    """A checkout with concept_faulty, its zip, pictures of one colour each, one of them cut, crawled into a lake."""
     folder = tmp_path_factory.mktemp("colours")
     packed(checkout_with_one_more_featurizer(folder / "checkout"), folder / "code.zip")
     (folder / "pictures").mkdir()
@@ -295,6 +297,7 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
         data = encode(np.full((32, 32, 3), (10 + 4 * i, 120, 90), np.uint8), "PNG")
         (folder / "pictures" / f"{i}.png").write_bytes(data[: len(data) // 2] if i == 7 else data)
     pipeline(folder, ("concept_faulty.mean@1",))
+    run_locally(ROOT, folder, "crawl", folder / "lake", "spark.master=local[2]")
     return folder
 
 
@@ -302,18 +305,18 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_tasks_get_the_gpu_of_their_worker_and_a_worker_killed_in_mid_run_changes_no_row(
     colours: Path, tmp_path: Path
 ) -> None:
-    undisturbed, told = tmp_path / "undisturbed", tmp_path / "fault"
+    undisturbed, lake, told = tmp_path / "undisturbed", tmp_path / "lake", tmp_path / "fault"
+    for copy in (undisturbed, lake):
+        shutil.copytree(colours / "lake", copy)
     (tmp_path / "nothing").mkdir()
-    run_locally(
-        colours / "checkout", colours / "pipeline.yaml", undisturbed, "spark.master=local[2]",
-        LAKELENS_FAULT=str(tmp_path / "nothing" / "told"),
-    )  # fmt: skip
+    fault = str(tmp_path / "nothing" / "told")
+    run_locally(colours / "checkout", colours, "featurize", undisturbed, "spark.master=local[2]", LAKELENS_FAULT=fault)
     told.write_text("slow")  # a second or more for each GPU
     log, devices = tmp_path / "driver.log", tmp_path / "devices"
     spark = {"spark.executor.cores": "1", "spark.executorEnv.LAKELENS_FAULT": str(told)}
     settings = ["spark.gpus=2", "spark.gpu_kind=l4", f"spark.settings={json.dumps(spark)}"]
     with cluster(tmp_path, gpus=True) as up:
-        arguments = ["run", str(colours / "pipeline.yaml"), "--lake", str(tmp_path / "lake")]
+        arguments = ["featurize", "--conf", str(colours / "pipeline.yaml"), "--lake", str(lake)]
         arguments += [part for setting in settings for part in ("--set", setting)]
         driver = submit(up, *arguments, code=colours / "code.zip", log=log, LAKELENS_FAULT=str(told))
         until = time.monotonic() + PATIENCE_S
@@ -325,7 +328,7 @@ def test_tasks_get_the_gpu_of_their_worker_and_a_worker_killed_in_mid_run_change
         assert driver.wait(PATIENCE_S) == 0, log.read_text()[-5000:]
         assert state(up.page)["aliveworkers"] == 1
     assert "Lost executor" in log.read_text()
-    rows = everything(tmp_path / "lake")
+    rows = everything(lake)
     assert len(rows["features"]) == N_COLOURS
     assert_all_the_same(rows, everything(undisturbed))
 
