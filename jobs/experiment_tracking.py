@@ -95,8 +95,6 @@ def log_experiment(
 
     found: the baseline first, then the candidates in the order of the report's.
     """
-    if parent.client is None:
-        return
     baseline, *others = found
     runs: dict[str, Tracked] = {}
     shown = {variant.name: variant for variant in report.variants}
@@ -228,9 +226,4 @@ def register(tracked: Tracked, lake: Lake, experiment: Experiment, arm: Arm, ver
     model = tracking.model_of(lake, kind_of(arm.due.spec.id))
     stands = {"featurizer": arm.due.spec.id, "fingerprint": arm.due.fingerprint, "lake": lake.uri}
     found = {"experiment": experiment.name, "golden": experiment.golden, "verdict": verdict} if verdict else {}
-
-    def send() -> None:
-        version = tracking.registered_version(tracked, model, stands)
-        tracking.tag_version(tracked, model, version, found)
-
-    tracking.attempt(tracked, f"a version of {arm.due.spec.id}", send)
+    tracking.register_version(tracked, model, stands, found)

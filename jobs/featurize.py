@@ -102,8 +102,8 @@ def featurized(
             featurizers = loaded_featurizers(described, task_device())
             keep_zip_listings()
         yield from featurize_media(batches, featurizers, settings, times=times)
-        log_task("featurized", **times.rounded())
         times.peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RUSAGE_BYTES
+        log_task("featurized", **times.rounded())
         if stages is not None:
             stages.add(times)
 

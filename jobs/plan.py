@@ -191,8 +191,7 @@ def rehearse(
     )
     progress("opening the run")
     first = len(progress.phases) - 1
-    untracked = Tracked(client=None, mlflow_run_id=None, experiment_id=None, warn=progress)
-    done = run_job(spark, scratch, common, job, untracked, progress)
+    done = run_job(spark, scratch, common, job, Tracked(), progress)
     progress("writing the report")
     with tempfile.TemporaryDirectory(prefix="lakelens-") as folder:
         measures = measured(spark, scratch, [done.run_id])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from jobs import tracking
@@ -130,4 +129,4 @@ def register(tracked: tracking.Tracked, lake: Lake, standing: Sequence[Champion]
     model = tracking.model_of(lake, kind_of(standing[-1].featurizer))
     for alias, one in {"champion": standing[-1], "previous": standing[-2] if len(standing) > 1 else None}.items():
         stands = {"featurizer": one.featurizer, "fingerprint": one.fingerprint, "lake": lake.uri} if one else None
-        tracking.attempt(tracked, f"alias {alias}", partial(tracking.set_alias, tracked, model, alias, stands))
+        tracking.set_alias(tracked, model, alias, stands)

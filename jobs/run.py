@@ -190,10 +190,9 @@ def run_job(
         progress("measuring")
         rows = measured(spark, lake, [run_id]) if job.is_measured else metrics.RunMetrics()
         spent = meter.lap(job.name, times_of(result.metrics))
-        if job.is_measured:
-            result = replace(
-                result, metrics=metrics.flat(metrics.merge(rows, spent), config.prices) | dict(result.metrics)
-            )
+        found = metrics.flat(metrics.merge(rows, spent), config.prices) if job.is_measured else {}
+        found["usd"] = cost_usd(spent, config.prices)["total"]
+        result = replace(result, metrics=found | dict(result.metrics))
         finish(spark, lake, run, result, mlflow_run_id=child.mlflow_run_id)
         tracking.log_metrics(child, result.metrics)
         tracking.log_files(child, result.artifacts)

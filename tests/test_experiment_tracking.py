@@ -203,7 +203,7 @@ def test_what_a_search_tried_is_a_table_that_says_what_was_judged(
     client = MlflowClient(tracking_uri=tracking.tracking_store(lake).uri)
     kept = {file.path for file in client.list_artifacts(str(parent.mlflow_run_id))}
     assert "trials.json" in kept
-    shown = client.get_experiment(str(parent.experiment_id))
+    shown = client.get_experiment_by_name(parent.experiment)
     assert shown.tags["mlflow.note.content"] == report.question
 
 
@@ -213,7 +213,7 @@ def test_a_server_that_is_down_loses_no_experiment(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     warnings: list[str] = []
     run_once(lake_at(str(tmp_path / "lake")), load_config(), experiment, variants, warnings)
-    assert len(warnings) == 1 and "nothing is logged there" in warnings[0]
+    assert len(warnings) == 1 and "what it misses is kept and sent later" in warnings[0]
 
 
 def test_a_variant_ends_with_its_own_jobs_and_fails_with_them_alone(
@@ -225,7 +225,7 @@ def test_a_variant_ends_with_its_own_jobs_and_fails_with_them_alone(
     client = MlflowClient(tracking_uri=tracking.tracking_store(lake).uri)
 
     def statuses() -> dict[str, str]:
-        found = client.search_runs([str(parent.experiment_id)])
+        found = client.search_runs([client.get_experiment_by_name(parent.experiment).experiment_id])
         assert len({run.info.run_name for run in found}) == len(found)  # a variant that goes on is no second run
         return {run.info.run_name: run.info.status for run in found}
 
@@ -254,7 +254,10 @@ def test_variants_that_were_measured_before_have_no_job_and_are_finished(
     with tracking.pipeline_run(lake, load_config(), name="try", warn=pytest.fail) as parent:
         log_experiment(parent, variant_runs(parent, lake, experiment), lake, experiment, found, report)
     client = MlflowClient(tracking_uri=tracking.tracking_store(lake).uri)
-    statuses = {run.info.run_name: run.info.status for run in client.search_runs([str(parent.experiment_id)])}
+    statuses = {
+        run.info.run_name: run.info.status
+        for run in client.search_runs([client.get_experiment_by_name(parent.experiment).experiment_id])
+    }
     assert statuses == dict.fromkeys(("try", "one", "five", "fast"), "FINISHED")
 
 
