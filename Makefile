@@ -3,19 +3,23 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 LAKE ?= lake
 ONLY ?=
+STORES ?=
 export UV_HTTP_TIMEOUT ?= 300
 
 # $(supported) PYTHON: succeeds for a Python that Lakelens runs on.
 supported = -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null
 
-.PHONY: help setup demo test test-faults test-cluster cluster demo-cluster check bench bench-stats zip ui clean lock
+.PHONY: help setup stores demo test test-faults test-cluster test-stores cluster demo-cluster check bench bench-stats zip ui clean lock
 .DELETE_ON_ERROR:
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(VENV)/installed ## install everything, fetch the JARs and the weights, build the sample media
+setup: $(VENV)/installed $(if $(STORES),stores) ## install everything, fetch JARs and weights, build sample media; STORES=s3,azure for lakes there
 	@$(PYTHON) -m jobs.setup
+
+stores: $(VENV)/stores
+	@$(if $(STORES),$(PYTHON) -m jobs.setup --stores $(STORES))
 
 demo: setup ## run the whole pipeline on the sample media, into ./lake
 	$(VENV)/bin/lakelens demo
@@ -28,6 +32,10 @@ test-faults: setup ## kill and stop real processes in every phase of a run, and 
 
 test-cluster: setup ## the same rows from local masters and from a cluster, one of whose workers is killed
 	$(PYTHON) -m pytest -n0 -m cluster -v $(ARGS)
+
+test-stores: STORES = s3,azure
+test-stores: setup stores ## lakes on a real S3 server (moto), with faults, kills and two drivers at once: about 10 minutes
+	$(PYTHON) -m pytest -n0 -m stores -v $(ARGS)
 
 check: $(VENV)/installed ## lint, formatting and types
 	$(PYTHON) -m ruff check .
@@ -74,10 +82,21 @@ $(VENV)/installed: requirements.lock pyproject.toml
 	@$(VENV)/bin/uv pip install --quiet --python $(PYTHON) --no-deps --no-build-isolation --offline --editable .
 	@touch $@
 
+# On top of the main lock, whose versions it keeps: clients of object stores, and the server that they are tested on.
+$(VENV)/stores: $(VENV)/installed requirements-stores.lock
+	@index=$$($(PYTHON) -m pip config get global.index-url 2>/dev/null || true); index=$${PIP_INDEX_URL:-$$index}; \
+	  if [ -n "$$index" ]; then export UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$$index}"; fi; \
+	  $(VENV)/bin/uv pip install --quiet --python $(PYTHON) --require-hashes --compile-bytecode -r requirements-stores.lock \
+	  || { echo "$(unreachable)"; exit 1; }
+	@touch $@
+
 unreachable = The packages could not be installed (see above). Is the package index that pip is configured for reachable? Then run make again.
 
-lock: $(VENV)/installed ## resolve requirements.lock anew, and see that it installs on Python 3.11 and 3.12
+lock: $(VENV)/installed ## resolve both locks anew, and see that it installs on Python 3.11 and 3.12
 	$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	  --no-emit-index-url --group dev pyproject.toml --output-file requirements.lock
+	$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	  --no-emit-index-url --constraints requirements.lock --group stores --output-file requirements-stores.lock
 	for version in 3.11 3.12; do $(VENV)/bin/uv pip install --quiet --dry-run --target build/dry-run --require-hashes \
-	  --python-version $$version --python-platform x86_64-manylinux_2_28 --requirements requirements.lock || exit 1; done
+	  --python-version $$version --python-platform x86_64-manylinux_2_28 --requirements requirements.lock \
+	  --requirements requirements-stores.lock || exit 1; done

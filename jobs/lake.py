@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from jobs.writer_lock import WRITER_LOCK, check_same_store
 from schemas import TABLES, Table
 from schemas.table import create_ddl, schema_difference
 
@@ -22,7 +23,10 @@ PACKS = "_packs"
 WEIGHTS = "_weights"
 REPORTS = "reports"
 # What Hadoop and the stores' clients say of a request that no repetition mends; the address or the rights are wrong.
-REFUSED = re.compile(r"AccessControlException|AccessDenied|Forbidden|UnsupportedFileSystem|No FileSystem for scheme")
+REFUSED = re.compile(
+    "AccessControlException|AccessDenied|Forbidden|UnsupportedFileSystem|No FileSystem for scheme|"
+    "UnknownStoreException|NoSuchBucket|NoAuthWithAWSException|InvalidAccessKeyId|SignatureDoesNotMatch"
+)
 UNWRITABLE = re.compile(r"Read-only file system|Permission denied|Operation not permitted")
 UPDATE_ATTEMPTS = 20  # of one small update that keeps meeting others; each attempt takes about a second
 
@@ -78,6 +82,18 @@ def file_system(spark: SparkSession, uri: str) -> tuple[Any, Any]:
     return path.getFileSystem(spark._jsparkSession.sessionState().newHadoopConf()), path
 
 
+def read_text(spark: SparkSession, uri: str) -> str:
+    """A file's text, over py4j."""
+    fs, path = file_system(spark, uri)
+    jvm = spark._jvm
+    assert jvm is not None
+    stream = fs.open(path)
+    try:
+        return str(jvm.org.apache.commons.io.IOUtils.toString(stream, "UTF-8"))
+    finally:
+        stream.close()
+
+
 def remove_folder(spark: SparkSession, uri: str) -> None:
     """Remove a folder and what it holds; one that is not there is no error."""
     fs, path = file_system(spark, uri)
@@ -112,11 +128,13 @@ def open_lake(spark: SparkSession, uri: str, *, create: bool = True) -> Lake:
     try:
         fs, root = file_system(spark, lake.uri)
         names = {status.getPath().getName() for status in fs.listStatus(root)} if fs.exists(root) else set()
+        check_same_store(lake.uri, lambda uri: read_text(spark, uri) if WRITER_LOCK in names else "")
     except Py4JJavaError as e:
         said = str(e.java_exception)
         if REFUSED.search(said):
             raise LakeError(f"lake {lake.uri} cannot be opened: {said.splitlines()[0]}") from e
         raise
+    names.discard(WRITER_LOCK)
     known = {table.name for table in TABLES}
     if names and not names & known:
         raise LakeError(f"{lake.uri} is not a lake: it holds {', '.join(sorted(names)[:5])}, none of {sorted(known)}")

@@ -275,7 +275,7 @@ def show_plan(common: Common, selection: Selection, *, max_usd: float | None, ma
     began = time.monotonic()
     with progress.shown():
         progress("starting Spark")
-        spark = spark_session(config.spark, f"lakelens plan {common.run_id}")
+        spark = spark_session(config.spark, f"lakelens plan {common.run_id}", lake=config.lake)
         lake = open_lake(spark, config.lake, create=False)
         run = Run(
             run_id=stored_run_id(common.run_id, "plan"),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from featurizers.weights import WeightsUnreachable, cache_dir, check_unchanged, fetch
 from jobs.lake import Lake
 from jobs.meter import own_cores
+from jobs.stores import open_store
 from jobs.work import Due, Work
 
 if TYPE_CHECKING:
@@ -31,13 +32,11 @@ def ship(due: Due, root: str) -> Due:
 
     root: URI of a folder that every machine of the cluster reads. Raises WeightsUnreachable.
     """
-    import fsspec.core
-
     shipped = {}
     for name, path in due.paths.items():
         uri = f"{root}/{due.sha256[name]}"
         try:
-            store, folder = fsspec.core.url_to_fs(uri)
+            store, folder = open_store(uri)
             if not store.exists(f"{folder}/{COMPLETE}"):
                 store.makedirs(folder, exist_ok=True)
                 store.put(str(path), f"{folder}/{path.name}", recursive=path.is_dir())
@@ -68,11 +67,9 @@ def _fetched(uri: str, sha256: str) -> Path:
 
 
 def _from_store(uri: str, folder: Path) -> Path:
-    import fsspec.core
-
     target = folder / uri.rpartition("/")[2]
     try:
-        store, path = fsspec.core.url_to_fs(uri)
+        store, path = open_store(uri)
         store.get(path, str(target), recursive=store.isdir(path))
     except Exception as e:
         raise WeightsUnreachable(f"{uri}: {type(e).__name__}: {e}") from e

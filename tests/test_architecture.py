@@ -39,7 +39,7 @@ PAGES = {"jobs.experiment_page", "jobs.experiment_plots", "jobs.experiment_repor
 MAX_LINES = 400
 MAX_BASE_CLASS_LINES = 40
 TOP_LEVEL = {
-    *("pyproject.toml", "README.md", "Makefile", "LICENSE", "requirements.lock"),
+    *("pyproject.toml", "README.md", "Makefile", "LICENSE", "requirements.lock", "requirements-stores.lock"),
     *("jobs", "featurizers", "schemas", "conf", "notebooks", "tests", "airflow_dags", "benchmarks", "docs"),
 }
 
