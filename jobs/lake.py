@@ -19,6 +19,7 @@ T = TypeVar("T")
 STAGING = "_staging"
 PACKS = "_packs"
 REPORTS = "reports"
+UNFINISHED = "_unfinished"  # an object that stands in a lake while it is cut from another
 # What Hadoop and the stores' clients say of a request that no repetition mends; the address or the rights are wrong.
 REFUSED = re.compile(r"AccessControlException|AccessDenied|Forbidden|UnsupportedFileSystem|No FileSystem for scheme")
 UPDATE_ATTEMPTS = 20  # of one small update that keeps meeting others; each attempt takes about a second
@@ -96,6 +97,8 @@ def open_lake(spark: SparkSession, uri: str, *, create: bool = True) -> Lake:
             raise LakeError(f"lake {lake.uri} cannot be opened: {said.splitlines()[0]}") from e
         raise
     known = {table.name for table in TABLES}
+    if UNFINISHED in names:
+        raise LakeError(f"{lake.uri} is not whole: `lakelens sample` was cut short there; remove it and cut it again")
     if names and not names & known:
         raise LakeError(f"{lake.uri} is not a lake: it holds {', '.join(sorted(names)[:5])}, none of {sorted(known)}")
     if not names and not create:
