@@ -64,4 +64,36 @@ def sample(
     conclude("sample", debug, json_, action)
 
 
-COMMANDS = (tables, sample)
+def explain(
+    document: Annotated[str, typer.Argument(help="doc_id, URL or media_id.", metavar="DOC_ID")],
+    lake: LakeOption = None, conf: ConfOption = None, set_: SetOption = None,
+    json_: JsonOption = False, debug: DebugOption = False,
+) -> None:  # fmt: skip
+    """Show every step of one document: fetched, stored, decoded, understood, published, or why not."""
+
+    def action() -> Ending:
+        from jobs.explain import show_explanation
+
+        return show_explanation(common_of(lake, conf, set_, None, json_, debug), document)
+
+    conclude("explain", debug, json_, action)
+
+
+def maintain(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, and change nothing.")] = False,
+    lake: LakeOption = None, conf: ConfOption = None, set_: SetOption = None, run_id: RunIdOption = None,
+    json_: JsonOption = False, debug: DebugOption = False,
+) -> None:  # fmt: skip
+    """Remove what no version, row or live run needs, and put the small files of narrow tables together."""
+
+    def action() -> Ending:
+        from jobs.maintain import show_dry_run
+        from jobs.run import run_jobs
+
+        common = common_of(lake, conf, set_, run_id, json_, debug)
+        return show_dry_run(common) if dry_run else run_jobs(common, ["maintain"])
+
+    conclude("maintain", debug, json_, action)
+
+
+COMMANDS = (tables, sample, explain, maintain)
