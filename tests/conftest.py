@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--lake URI`: the lake that tests/test_lake.py looks at."""
+    parser.addoption("--lake", metavar="URI", help="hold this lake, not a small one made for it, to tests/test_lake.py")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave the long fault tests out unless they are asked for by their marker."""
     if "faults" not in config.option.markexpr:
