@@ -160,9 +160,9 @@ def small_files(spark: SparkSession, lake: Lake, table: Table) -> int:
 
 
 def vacuum(session: SparkSession, lake: Lake, table: Table, *, hours: float, is_dry: bool) -> int:
-    """Remove files of the table that no version of the last `hours` refers to; returns how many (1,000 at most)."""
+    """Remove files of the table that no version of the last `hours` refers to; returns how many."""
     statement = f"VACUUM delta.`{lake.table(table)}` RETAIN {hours:.4f} HOURS"
-    n_files = len(session.sql(f"{statement} DRY RUN").collect())
+    n_files = session.sql(f"{statement} DRY RUN").count()
     if n_files and not is_dry:
         session.sql(statement).collect()
     return n_files

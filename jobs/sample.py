@@ -176,7 +176,10 @@ def golden_rows(golden: DataFrame, media_ids: DataFrame) -> DataFrame:
     from pyspark.sql import Window
     from pyspark.sql import functions as F
 
-    taken = F.broadcast(media_ids.select(F.col("media_id").alias("taken")))
+    asked = golden.select(F.explode("relevant.media_id").alias("media_id"))
+    asked = asked.unionByName(golden.where("media_id IS NOT NULL").select("media_id")).distinct()
+    few = media_ids.join(F.broadcast(asked), on="media_id", how="left_semi")
+    taken = F.broadcast(few.select(F.col("media_id").alias("taken")))
     key = ("golden_set", "golden_version", "item_id")
     pictures = golden.where("media_id IS NOT NULL").join(taken, on=F.col("media_id") == F.col("taken"), how="left_semi")
     answers = golden.where("media_id IS NULL").select(*key, F.explode("relevant").alias("answer"))

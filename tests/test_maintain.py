@@ -27,7 +27,9 @@ from jobs.maintain import (
 )
 from schemas import FEATURES, FRAMES, MEDIA, MENTIONS, RUNS, TABLES
 from tests import rows, small_lake
+from tests.attempts import Attempt, kill_all, logged, start_command, until_struck
 from tests.rows import CONCEPT, NOW, run_row
+from tests.test_check import NAMES
 from tests.test_lake import broken_rules
 
 if TYPE_CHECKING:
@@ -211,6 +213,42 @@ def test_orphans_of_aborted_writes_go_and_time_travel_within_the_retention_stays
         gone.vacuumed["mentions"] == 3 and files(lake, "mentions") and read(spark, lake, MENTIONS).count() == n_mentions
     )
     assert {rule for rule in broken_rules(spark, lake) if not rule.startswith("mentions.document_known")} == set()
+
+
+def make_work(spark: SparkSession, folder: Path) -> tuple[Lake, set[Path], Path]:
+    """A small lake with all that maintain removes; the orphans of `media` and the object among it."""
+    lake = small_lake.make(spark, folder)
+    orphans = {aged(path, OLD_S) for path in aborted_write(spark, lake)}
+    uri = small_lake.packs_of(lake).store(io.BytesIO(b"old"), media_id=rows.media_id("old"), size_bytes=3)
+    for source in ("title", "gps"):
+        append(rows.frame_of(spark, MENTIONS, [rows.mention(NAMES[2], source=source)]), lake, MENTIONS)
+    return lake, orphans, aged(Path(uri.removeprefix("file://")), OLD_S)
+
+
+@pytest.mark.spark
+@pytest.mark.faults
+@pytest.mark.parametrize("phase", ["after the first vacuum", "between two compactions", "once an object is gone"])
+def test_maintenance_that_was_killed_can_be_done_again(spark: SparkSession, tmp_path: Path, phase: str) -> None:
+    lake, orphans, old = make_work(spark, tmp_path / "lake")
+    n_commits = logged(tmp_path / "lake", "mentions")
+    counts = {table.name: read(spark, lake, table).count() for table in TABLES if table is not RUNS}
+
+    def strike(attempt: Attempt) -> bool:
+        if phase == "after the first vacuum":
+            return not any(path.exists() for path in orphans)
+        if phase == "between two compactions":
+            return logged(tmp_path / "lake", "mentions") > n_commits
+        return not old.exists()
+
+    attempt = start_command(tmp_path / "lake", tmp_path / "log", "maintain")
+    assert until_struck(attempt, strike), (tmp_path / "log").read_text()[-3000:]
+    kill_all(attempt.process)
+    tidied(spark, lake)
+    assert not old.exists() and not any(path.exists() for path in orphans)
+    assert {table.name: read(spark, lake, table).count() for table in TABLES if table is not RUNS} == counts
+    assert broken_rules(spark, lake) == {}
+    again = tidied(spark, lake)
+    assert (sum(again.vacuumed.values()), again.n_objects, sum(again.compacted.values())) == (0, 0, 0)
 
 
 @pytest.mark.spark
