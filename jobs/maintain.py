@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from jobs.command import FINISHED, Common, Ending
+from jobs.command import FINISHED, Common, Ending, progress_of
 from jobs.config import Config
 from jobs.lake import STAGING, Lake, file_system, lake_at, open_lake, read, remove_folder, repeated, snapshot, version
-from jobs.progress import Progress
 from jobs.runs import JobResult, Run, run_rows
 from jobs.session import spark_session
 from jobs.tables import grid, readable_bytes
@@ -315,7 +314,7 @@ def run(spark: SparkSession, lake: Lake, config: Config, run: Run) -> JobResult:
 def show_dry_run(common: Common) -> Ending:
     """Print what maintain would do; changes nothing."""
     lake_at(common.config.lake)
-    progress = Progress(live=not (common.as_json or common.debug))
+    progress = progress_of(common)
     with progress.shown():
         progress("starting Spark")
         spark = spark_session(common.config.spark, "lakelens maintain --dry-run")

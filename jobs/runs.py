@@ -50,7 +50,7 @@ class Run:
     inputs: Mapping[str, int]  # table -> version, pinned at the first attempt
     started: datetime  # of the first attempt
     resumed: bool
-    progress: Callable[[Text], None] = field(default=lambda text: None)
+    progress: Callable[..., None] = field(default=lambda text, **context: None)  # jobs.progress.Progress, or alike
     check_owned: Callable[[], None] = field(default=lambda: None)  # raises RunTakenOver
 
 

@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from jobs.command import FINISHED, Common, Ending
+from jobs.command import FINISHED, Common, Ending, progress_of
 from jobs.commit import last_transaction
 from jobs.config import ConfigError
 from jobs.lake import UNFINISHED, Lake, LakeError, append, file_system, lake_at, open_lake, read, snapshot, version
 from jobs.packs import Packs, StorageFailed, check_store, open_pack
-from jobs.progress import Progress
 from jobs.runs import code_version, stored_run_id
 from jobs.session import spark_session
 from jobs.work import buckets, in_sample
@@ -328,7 +327,7 @@ def show_sample(common: Common, sample: Sample, out_uri: str) -> Ending:
     sample.check()
     lake_at(common.config.lake)
     check_store(lake_at(out_uri).packs())
-    progress = Progress(live=not (common.as_json or common.debug))
+    progress = progress_of(common)
     with ExitStack() as stack:
         stack.enter_context(progress.shown())
         progress("starting Spark")

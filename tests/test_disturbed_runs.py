@@ -239,12 +239,6 @@ def check_takeover(faults: Faults, second: Driver, lake: Path, phase: str) -> No
     assert_same(tables_of(lake), faults.expected(MEAN))
 
 
-def test_a_run_that_slept_past_its_lease_stops_and_writes_nothing_more(
-    faults: Faults, second: Driver, lake: Path
-) -> None:
-    check_takeover(faults, second, lake, "between the commits")
-
-
 @pytest.mark.faults
 @pytest.mark.parametrize("phase", ["planned", "staged", "between the commits", "during the commit"])
 def test_a_run_that_slept_past_its_lease_in_any_phase_stops_and_writes_nothing_more(
