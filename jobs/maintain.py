@@ -104,14 +104,13 @@ def is_stale(
 
 def modified_s(info: Mapping[str, Any]) -> float | None:
     """When an object was written, in seconds since 1970, as the different stores of fsspec say it; None if unknown."""
-    for name in ("mtime", "LastModified", "last_modified", "modified", "updated"):
-        if (value := info.get(name)) is not None:
-            return value.timestamp() if isinstance(value, datetime) else float(value) if _is_number(value) else None
+    for name in ("mtime", "LastModified", "last_modified"):
+        match info.get(name):
+            case datetime() as value:
+                return value.timestamp()
+            case int() | float() as value:
+                return float(value)
     return None
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float))
 
 
 def old_objects(batches: Iterable[pa.RecordBatch], before_s: float) -> Iterator[pa.RecordBatch]:
