@@ -81,7 +81,7 @@ def steps(facts: Facts) -> list[Step]:
                 }
                 for row in facts["frames"]
             ],
-            numbers=("frame", "seconds"),
+            numbers=("seconds",),
             empty="none was decoded",
         ),
         Step(
@@ -119,7 +119,7 @@ def steps(facts: Facts) -> list[Step]:
                 for (name, fingerprint), one in spaces.items()
                 for found in one["found"]
             ][:SHOWN_FOUND],
-            numbers=("frame", "score"),
+            numbers=("score",),
         ),
         Step(
             name="mentions",
@@ -197,7 +197,7 @@ def _fields(row: Facts) -> list[dict[str, str]]:
     shown = {
         name: _error(value) if name == "error" else _text(value) for name, value in row.items() if value is not None
     }
-    return [{"field": name, "value": value} for name, value in shown.items()]
+    return [{"field": name, "value": value} for name, value in shown.items() if value]
 
 
 def _stored(media: Facts) -> dict[str, Any]:

@@ -255,19 +255,18 @@ def test_maintenance_that_was_killed_can_be_done_again(spark: SparkSession, tmp_
 def test_featurize_plans_no_file_again_and_keeps_its_waves_after_maintenance(
     spark: SparkSession, tmp_path: Path
 ) -> None:
+    from featurizers.spec import find_spec
     from jobs.commit import last_transaction
     from jobs.work import Due, new_media_files
 
     lake = small_lake.make(spark, tmp_path / "lake")
-    wave = {"app_id": f"{CONCEPT}#{rows.FINGERPRINTS[CONCEPT]}", "transaction": 4}
+    app_id = f"{CONCEPT}#{rows.FINGERPRINTS[CONCEPT]}"
     more = rows.feature("z", CONCEPT, [rows.found(1280)])
-    append(rows.frame_of(spark, FEATURES, [more]), lake, FEATURES, **wave)  # type: ignore[arg-type]
-    due: Any = Due.__new__(Due)
-    object.__setattr__(due, "fingerprint", rows.FINGERPRINTS[CONCEPT])
-    object.__setattr__(due, "spec", type("Spec", (), {"id": CONCEPT}))
+    append(rows.frame_of(spark, FEATURES, [more]), lake, FEATURES, app_id=app_id, transaction=4)
+    due = Due(spec=find_spec(CONCEPT), paths={}, fingerprint=rows.FINGERPRINTS[CONCEPT])
     runs = [run_row("r.featurize", "featurize", status="accepted", inputs={"media": version(spark, lake, MEDIA)})]
     tidied(spark, lake)
     planned = new_media_files(spark, lake, due, version(spark, lake, MEDIA), runs)
     assert planned is not None and planned[0] == []
-    assert last_transaction(spark, lake, FEATURES, wave["app_id"]) == 4  # type: ignore[arg-type]
+    assert last_transaction(spark, lake, FEATURES, app_id) == 4
     assert len(files(lake, FRAMES.name)) == 1
