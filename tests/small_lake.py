@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.lake import Lake, append, open_lake
+from jobs.lake import Lake, append, lake_at, open_lake
 from jobs.packs import Packs
 from schemas import DOCUMENTS, EVALUATIONS, FEATURES, FETCHES, FRAMES, GOLDEN, MEDIA, MENTIONS, RUNS
 from tests import rows
@@ -82,3 +83,9 @@ def make(spark: SparkSession, folder: Path) -> Lake:
     append(rows.frame_of(spark, EVALUATIONS, evaluations).coalesce(1), lake, EVALUATIONS)
     append(rows.frame_of(spark, RUNS, runs).coalesce(1), lake, RUNS)
     return lake
+
+
+def copied(lake: Lake, folder: Path) -> Lake:
+    """A lake of one's own; the clip's row still names the object of the first."""
+    shutil.copytree(lake.uri.removeprefix("file://"), folder)
+    return lake_at(str(folder))

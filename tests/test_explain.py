@@ -13,7 +13,7 @@ import pytest
 from jobs.cli import app
 from jobs.explain import UnknownDocument, named, outcomes, plain, publication
 from jobs.explain_page import render, steps, write_page
-from jobs.lake import lake_at
+from jobs.lake import Lake, lake_at
 from jobs.urls import doc_id
 from tests import rows, small_lake
 from tests.rows import CONCEPT, FINGERPRINTS, OBJECT
@@ -139,14 +139,12 @@ def test_where_the_lake_cannot_be_written_the_page_is_elsewhere(tmp_path: Path) 
     assert elsewhere.read_text() == "page" and not elsewhere.is_relative_to(tmp_path)
 
 
-@pytest.fixture(scope="module")
-def lakelens(spark: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
+@pytest.fixture
+def lakelens(small: Lake) -> Callable[..., dict[str, Any]]:
     """`lakelens explain` on a small lake."""
-    folder = tmp_path_factory.mktemp("explained") / "lake"
-    small_lake.make(spark, folder)
 
     def explained(text: str, capsys: pytest.CaptureFixture[str], exit_code: int = 0) -> dict[str, Any]:
-        code = app(["explain", text, "--lake", str(folder), "--json"], standalone_mode=False)
+        code = app(["explain", text, "--lake", small.uri, "--json"], standalone_mode=False)
         said = capsys.readouterr().out
         assert code == exit_code, said
         outcome: dict[str, Any] = json.loads(said)

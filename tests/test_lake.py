@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,11 +26,12 @@ MAX_OPENED = 100  # objects of media held by reference
 
 
 @pytest.fixture(scope="module")
-def lake(spark: SparkSession, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Lake:
+def lake(spark: SparkSession, request: pytest.FixtureRequest) -> Lake:
     uri = request.config.getoption("--lake")
     if uri is not None:
         return open_lake(spark, uri, create=False)
-    return small_lake.make(spark, tmp_path_factory.mktemp("small") / "lake")
+    small: Lake = request.getfixturevalue("small")
+    return small
 
 
 def broken_rules(spark: SparkSession, lake: Lake) -> dict[str, int]:
@@ -129,11 +131,11 @@ def test_no_table_has_deletion_vectors(spark: SparkSession, lake: Lake) -> None:
         assert details.properties["delta.enableDeletionVectors"] == "false", table.name
 
 
-def test_a_row_that_breaks_the_contract_is_found(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_row_that_breaks_the_contract_is_found(spark: SparkSession, small: Lake, tmp_path: Path) -> None:
     """The small lake with a duplicate of another run, a lost golden picture and a forbidden code."""
     from jobs.lake import append
 
-    lake = small_lake.make(spark, tmp_path_factory.mktemp("faulty") / "lake")
+    lake = small_lake.copied(small, tmp_path / "lake")
     [wrong] = [row for row in rows.understood(small_lake.NAMES[1]) if row["featurizer"] == rows.OBJECT]
     wrong |= {"run_id": "nobody.featurize", "frame": 5, "features": None}
     wrong["error"] = {"stage": "infer", "code": "made_up", "detail": ""}

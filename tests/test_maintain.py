@@ -156,9 +156,9 @@ def tidied(spark: SparkSession, lake: Lake, *, retention: timedelta = WEEK, is_d
 
 @pytest.mark.spark
 def test_orphans_of_aborted_writes_go_and_time_travel_within_the_retention_stays(
-    spark: SparkSession, tmp_path: Path
+    spark: SparkSession, small: Lake, tmp_path: Path
 ) -> None:
-    lake = small_lake.make(spark, tmp_path / "lake")
+    lake = small_lake.copied(small, tmp_path / "lake")
     for name in ("x", "y"):  # small files to be put together
         append(rows.frame_of(spark, MENTIONS, [rows.mention(name, doc_id=f"{name}" * 32)]), lake, MENTIONS)
     at, n_mentions = version(spark, lake, MENTIONS), read(spark, lake, MENTIONS).count()
@@ -215,9 +215,9 @@ def test_orphans_of_aborted_writes_go_and_time_travel_within_the_retention_stays
     assert {rule for rule in broken_rules(spark, lake) if not rule.startswith("mentions.document_known")} == set()
 
 
-def make_work(spark: SparkSession, folder: Path) -> tuple[Lake, set[Path], Path]:
+def make_work(spark: SparkSession, small: Lake, folder: Path) -> tuple[Lake, set[Path], Path]:
     """A small lake with all that maintain removes; the orphans of `media` and the object among it."""
-    lake = small_lake.make(spark, folder)
+    lake = small_lake.copied(small, folder)
     orphans = {aged(path, OLD_S) for path in aborted_write(spark, lake)}
     uri = small_lake.packs_of(lake).store(io.BytesIO(b"old"), media_id=rows.media_id("old"), size_bytes=3)
     for source in ("title", "gps"):
@@ -228,8 +228,10 @@ def make_work(spark: SparkSession, folder: Path) -> tuple[Lake, set[Path], Path]
 @pytest.mark.spark
 @pytest.mark.faults
 @pytest.mark.parametrize("phase", ["after the first vacuum", "between two compactions", "once an object is gone"])
-def test_maintenance_that_was_killed_can_be_done_again(spark: SparkSession, tmp_path: Path, phase: str) -> None:
-    lake, orphans, old = make_work(spark, tmp_path / "lake")
+def test_maintenance_that_was_killed_can_be_done_again(
+    spark: SparkSession, small: Lake, tmp_path: Path, phase: str
+) -> None:
+    lake, orphans, old = make_work(spark, small, tmp_path / "lake")
     n_commits = logged(tmp_path / "lake", "mentions")
     counts = {table.name: read(spark, lake, table).count() for table in TABLES if table is not RUNS}
 
@@ -253,13 +255,13 @@ def test_maintenance_that_was_killed_can_be_done_again(spark: SparkSession, tmp_
 
 @pytest.mark.spark
 def test_featurize_plans_no_file_again_and_keeps_its_waves_after_maintenance(
-    spark: SparkSession, tmp_path: Path
+    spark: SparkSession, small: Lake, tmp_path: Path
 ) -> None:
     from featurizers.spec import find_spec
     from jobs.commit import last_transaction
     from jobs.work import Due, new_media_files
 
-    lake = small_lake.make(spark, tmp_path / "lake")
+    lake = small_lake.copied(small, tmp_path / "lake")
     app_id = f"{CONCEPT}#{rows.FINGERPRINTS[CONCEPT]}"
     more = rows.feature("z", CONCEPT, [rows.found(1280)])
     append(rows.frame_of(spark, FEATURES, [more]), lake, FEATURES, app_id=app_id, transaction=4)

@@ -25,11 +25,6 @@ if TYPE_CHECKING:
 ALL = Sample(fraction=1)
 
 
-@pytest.fixture(scope="module")
-def lake(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Lake:
-    return small_lake.make(spark, tmp_path_factory.mktemp("big") / "lake")
-
-
 @pytest.mark.parametrize(
     ("sample", "said"),
     [
@@ -120,24 +115,24 @@ def ids_of(spark: SparkSession, lake: Lake) -> dict[str, int]:
 
 @pytest.mark.spark
 def test_a_shard_stands_alone_and_its_readers_see_what_they_would(
-    spark: SparkSession, lake: Lake, tmp_path: Path
+    spark: SparkSession, small: Lake, tmp_path: Path
 ) -> None:
     from jobs.commit import last_transaction
     from jobs.published import champions, published
 
     def shard(name: str, sample: Sample) -> Lake:
-        out = begin_shard(spark, lake, str(tmp_path / name))
-        cut(spark, lake, out, sample, run_id="s.sample", progress=lambda text: None)
+        out = begin_shard(spark, small, str(tmp_path / name))
+        cut(spark, small, out, sample, run_id="s.sample", progress=lambda text: None)
         return open_lake(spark, str(tmp_path / name), create=False)
 
     whole = shard("whole", replace(ALL, hashed=["url", "page_url"]))
-    assert ids_of(spark, whole) == ids_of(spark, lake)
+    assert ids_of(spark, whole) == ids_of(spark, small)
     assert broken_rules(spark, whole) == strangers(spark, whole) == {}
     held = read(spark, whole, MEDIA).where("pack_uri IS NOT NULL").collect()
     assert [row.media_id for row in held] == [small_lake.LARGE_ID]
     copied = Path(held[0].pack_uri.removeprefix("file://"))
     assert copied.is_relative_to(tmp_path / "whole") and copied.read_bytes() == small_lake.LARGE
-    assert published(spark, whole, FEATURES, "concept").count() == published(spark, lake, FEATURES, "concept").count()
+    assert published(spark, whole, FEATURES, "concept").count() == published(spark, small, FEATURES, "concept").count()
     assert champions(spark, whole).keys() == {"concept"}
     assert last_transaction(spark, whole, GOLDEN, "golden/few") == 0  # the next version is 2, as in the big lake
     runs = {row.run_id: row for row in read(spark, whole, RUNS).collect()}
@@ -156,7 +151,7 @@ def test_a_shard_stands_alone_and_its_readers_see_what_they_would(
 
 @pytest.mark.spark
 def test_a_shard_that_was_cut_short_is_no_lake_and_nothing_is_written_over(
-    spark: SparkSession, lake: Lake, tmp_path: Path
+    spark: SparkSession, small: Lake, tmp_path: Path
 ) -> None:
     class Killed(BaseException):
         pass
@@ -165,19 +160,19 @@ def test_a_shard_that_was_cut_short_is_no_lake_and_nothing_is_written_over(
         if text == "copying features":
             raise Killed
 
-    out = begin_shard(spark, lake, str(tmp_path / "shard"))
+    out = begin_shard(spark, small, str(tmp_path / "shard"))
     with pytest.raises(Killed):
-        cut(spark, lake, out, ALL, run_id="s.sample", progress=killed)
+        cut(spark, small, out, ALL, run_id="s.sample", progress=killed)
     with pytest.raises(LakeError, match="is not whole: `lakelens sample` was cut short there"):
         open_lake(spark, str(tmp_path / "shard"))
     with pytest.raises(LakeError, match="holds a sample that was cut short; remove it"):
-        begin_shard(spark, lake, str(tmp_path / "shard"))
+        begin_shard(spark, small, str(tmp_path / "shard"))
     with pytest.raises(LakeError, match=r"is not empty: it holds .*; name another place"):
-        begin_shard(spark, lake, str(tmp_path))
+        begin_shard(spark, small, str(tmp_path))
     with pytest.raises(LakeError, match="are in one another"):
-        begin_shard(spark, lake, f"{lake.uri}/shard")
-    nothing = begin_shard(spark, lake, str(tmp_path / "nothing"))
+        begin_shard(spark, small, f"{small.uri}/shard")
+    nothing = begin_shard(spark, small, str(tmp_path / "nothing"))
     with pytest.raises(
         ConfigError, match=r"no document is in the sample: --fraction 1 of 13 documents, --error storage"
     ):
-        cut(spark, lake, nothing, replace(ALL, errors=["storage"]), run_id="s.sample", progress=lambda text: None)
+        cut(spark, small, nothing, replace(ALL, errors=["storage"]), run_id="s.sample", progress=lambda text: None)
