@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import reduce
@@ -16,7 +16,19 @@ import pyarrow as pa
 from jobs.command import FINISHED, Common, Ending, progress_of
 from jobs.commit import last_transaction
 from jobs.config import ConfigError
-from jobs.lake import UNFINISHED, Lake, LakeError, append, file_system, lake_at, open_lake, read, snapshot, version
+from jobs.lake import (
+    UNFINISHED,
+    Lake,
+    LakeError,
+    append,
+    file_system,
+    lake_at,
+    open_lake,
+    read,
+    remove_folder,
+    snapshot,
+    version,
+)
 from jobs.packs import Packs, StorageFailed, check_store, open_pack
 from jobs.runs import code_version, stored_run_id
 from jobs.session import spark_session
@@ -328,17 +340,16 @@ def show_sample(common: Common, sample: Sample, out_uri: str) -> Ending:
     lake_at(common.config.lake)
     check_store(lake_at(out_uri).packs())
     progress = progress_of(common)
-    with ExitStack() as stack:
-        stack.enter_context(progress.shown())
+    with progress.shown():
         progress("starting Spark")
         spark = spark_session(common.config.spark, f"lakelens sample {common.run_id}")
         lake = open_lake(spark, common.config.lake, create=False)
         out = begin_shard(spark, lake, out_uri)
         try:
             made = cut(spark, lake, out, sample, run_id=stored_run_id(common.run_id, "sample"), progress=progress)
-        except ConfigError:  # nothing was taken: what was begun is no sample
-            fs, root = file_system(spark, out.uri)
-            fs.delete(root, True)
+        except BaseException:  # what was begun is no lake, and in the way of another try
+            with suppress(Exception):
+                remove_folder(spark, out.uri)
             raise
     lost = f", {made.n_lost} of them without the object that the lake has lost" if made.n_lost else ""
     hashed = f"; {', '.join(sample.hashed)} hashed, still identifying: {STILL_IDENTIFYING}" if sample.hashed else ""
