@@ -326,11 +326,8 @@ def cut(
     this = spark.createDataFrame([tuple(taken.values())], schema_ddl(RUNS.columns))
     append(run_history(source["runs"], versions).unionByName(this).coalesce(1), out, RUNS)
     n_lost = references.where("NOT is_there").count()
-    fs, folder = file_system(spark, staging)
-    fs.delete(folder, True)
-    fs.delete(
-        file_system(spark, f"{out.uri}/{UNFINISHED}")[1], False
-    )  # one object: now it is a lake, before it was none
+    remove_folder(spark, staging)
+    remove_folder(spark, f"{out.uri}/{UNFINISHED}")  # one object: before it was no lake, now it is one
     return Cut(n_documents=n_documents, n_media=n_media, n_lost=n_lost, of_documents=of_documents)
 
 
