@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -120,6 +120,7 @@ def old_objects(batches: Iterable[pa.RecordBatch], before_s: float) -> Iterator[
     for batch in batches:
         for uri in batch.column("folder").to_pylist():
             filesystem, path = fsspec.core.url_to_fs(uri)
+            filesystem.invalidate_cache()  # a Python worker outlives its task
             found = []
             for info in filesystem.ls(path, detail=True):
                 name, written = info["name"].rstrip("/").rpartition("/")[2], modified_s(info)
@@ -175,8 +176,8 @@ def remove_orphans(
 
     Returns their number, their bytes, and why it stopped early. They are known by their names, which are media ids,
     for a lake may have moved and `pack_uri` still names its old place. A crawl that gets the same bytes again relies
-    on an object that is there, so nothing is removed while one lives; it takes seconds from its row in `runs` to its
-    first object, longer than the objects of one look take to be removed.
+    on an object that is there, so nothing is removed while one lives or once one has added media; it takes seconds from
+    its row in `runs` to its first object, longer than the objects of one look take to be removed.
     """
     import fsspec.core
     from pyspark.sql import functions as F
@@ -191,7 +192,8 @@ def remove_orphans(
     before_s = before.timestamp()
     listed = spark.createDataFrame(folders, "folder STRING").repartition(min(len(folders), 64))
     old = listed.mapInArrow(lambda batches: old_objects(batches, before_s), schema_ddl(OBJECTS))
-    held = read(spark, lake, MEDIA).where("pack_uri IS NOT NULL").select("media_id")
+    at = version(spark, lake, MEDIA)
+    held = read(spark, lake, MEDIA, version=at).where("pack_uri IS NOT NULL").select("media_id")
     orphans = old.join(held, on="media_id", how="left_anti").select(*OBJECTS.names)
     if is_dry:
         row = orphans.agg(F.count("*"), F.coalesce(F.sum("size_bytes"), F.lit(0))).collect()[0]
@@ -199,9 +201,13 @@ def remove_orphans(
     n_objects = n_bytes = 0
     filesystem, root_path = fsspec.core.url_to_fs(lake.packs())
     for i, row in enumerate(orphans.toLocalIterator()):
-        if i % DELETED_AT_ONCE == 0 and (living := crawls()):
-            return n_objects, n_bytes, f"crawl {living[0]} goes on"
-        filesystem.rm_file(f"{root_path}/{row.media_id[:2]}/{row.media_id}")
+        if i % DELETED_AT_ONCE == 0:
+            if living := crawls():
+                return n_objects, n_bytes, f"crawl {living[0]} goes on"
+            if version(spark, lake, MEDIA) != at:
+                return n_objects, n_bytes, "a crawl has added media meanwhile"
+        with suppress(FileNotFoundError):  # another maintain was here first
+            filesystem.rm_file(f"{root_path}/{row.media_id[:2]}/{row.media_id}")
         n_objects, n_bytes = n_objects + 1, n_bytes + row.size_bytes
     return n_objects, n_bytes, None
 

@@ -21,6 +21,7 @@ from jobs.maintain import (
     live_runs,
     modified_s,
     old_objects,
+    remove_orphans,
     said,
     tidy,
     written_by,
@@ -162,7 +163,6 @@ def test_orphans_of_aborted_writes_go_and_time_travel_within_the_retention_stays
     for name in ("x", "y"):  # small files to be put together
         append(rows.frame_of(spark, MENTIONS, [rows.mention(name, doc_id=f"{name}" * 32)]), lake, MENTIONS)
     at, n_mentions = version(spark, lake, MENTIONS), read(spark, lake, MENTIONS).count()
-    media_at, media_files = version(spark, lake, MEDIA), files(lake, "media")
     orphans = aborted_write(spark, lake)
     assert orphans, "the aborted write left nothing behind"
     for path in orphans:
@@ -191,6 +191,15 @@ def test_orphans_of_aborted_writes_go_and_time_travel_within_the_retention_stays
     }
     assert not any(path.exists() for path in orphans) and killed["old"].exists()
     spark.sql(f"UPDATE delta.`{lake.table(RUNS)}` SET status = 'finished' WHERE run_id = 'c.crawl'").collect()
+
+    def crawled_meanwhile() -> list[str]:
+        append(rows.frame_of(spark, MEDIA, [rows.media("meanwhile")]).coalesce(1), lake, MEDIA)
+        return []
+
+    before = datetime.now(UTC) - WEEK
+    found = remove_orphans(spark, lake, before=before, crawls=crawled_meanwhile, is_dry=False)
+    assert found == (0, 0, "a crawl has added media meanwhile") and killed["old"].exists()
+    media_at, media_files = version(spark, lake, MEDIA), files(lake, "media")
 
     done = tidied(spark, lake)
     assert (done.n_objects, done.object_bytes, done.skipped) == (1, 3, {})
