@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table as Grid
 
 N_RUNS = 15
-WRAPPED = ("covers", "outcome", "why", "value", "says", "names")  # headings of long texts
+WRAPPED = ("covers", "outcome", "why", "value", "says", "names", "runs")  # headings of long texts
 
 
 def readable_bytes(n_bytes: float) -> str:
