@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from jobs import check, crawl, evaluate, featurize, golden, metrics, tracking
+from jobs import check, crawl, evaluate, featurize, golden, maintain, metrics, tracking
 from jobs.command import FINISHED, REJECTED, Common, Ending, one_line, progress_of
 from jobs.config import Config
 from jobs.dollars import cost_usd, unexplained_share
@@ -83,6 +83,14 @@ def prepare(name: str, config: Config, selection: Selection) -> Prepared:
             outputs={},
             pins=evaluate.pins,
             run=lambda spark, lake, run: evaluate.run(spark, lake, config, run, measured_work),
+            is_measured=False,
+        )
+    if name == "maintain":
+        return Prepared(
+            name=name,
+            outputs={},
+            pins=maintain.pins,
+            run=lambda spark, lake, run: maintain.run(spark, lake, config, run),
             is_measured=False,
         )
     check.vector_lengths(config)
