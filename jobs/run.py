@@ -147,6 +147,7 @@ def run_jobs(common: Common, names: Sequence[str], *, selection: Selection | Non
     if report is not None:
         facts["report"] = str(report)
         facts["usd"] = cost_usd(total, config.prices)
+        facts["n_media"] = sum(total.n_media.values())
         messages.append(f"report at {report}")
     message = "; ".join(messages)
     return Ending(exit_code=REJECTED if judged == "rejected" else FINISHED, message=message, facts=facts)
