@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import subprocess
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -68,6 +69,7 @@ def start(command: Sequence[str]) -> subprocess.Popen[str]:
 def follow(process: subprocess.Popen[str], say: Callable[[str], None]) -> Outcome:
     """Pass each line on to `say` as it comes, until the command has ended; nothing that it started outlives this."""
     last, facts = "", dict[str, Any]()
+    threading.Thread(target=_tidy, args=[process], daemon=True).start()
     try:
         assert process.stdout is not None
         for line in map(str.rstrip, process.stdout):
@@ -79,6 +81,17 @@ def follow(process: subprocess.Popen[str], say: Callable[[str], None]) -> Outcom
     finally:
         end(process)
     return Outcome(exit_code=exit_code, message=str(facts.get("message", last)), facts=facts)
+
+
+def _tidy(process: subprocess.Popen[str]) -> None:
+    """Kill what a command leaves behind: it may hold the pipe, which would then never come to its end."""
+    process.wait()
+    _kill(process)
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _told(line: str) -> dict[str, Any] | None:
@@ -96,5 +109,4 @@ def end(process: subprocess.Popen[str]) -> None:
         process.send_signal(signal.SIGINT)
         with suppress(subprocess.TimeoutExpired):
             process.wait(GRACE_S)
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    _kill(process)
