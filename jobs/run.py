@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobs import check, crawl, evaluate, featurize, golden, metrics, tracking
 from jobs.command import FINISHED, REJECTED, Common, Ending
@@ -137,7 +137,7 @@ def run_jobs(common: Common, names: Sequence[str], *, selection: Selection | Non
             progress.note(_cost_line(total, config))
     statuses = [one.result.status for one in done]
     judged = next((status for status in statuses if status in ("accepted", "rejected")), statuses[-1])
-    facts = {
+    facts: dict[str, Any] = {
         "run_id": common.run_id,
         "lake": lake.uri,
         "status": judged,
