@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from jobs.config import Config, ConfigError, load_config
+from jobs.progress import Progress
 
 FINISHED, WORTH_RETRYING, BAD_USAGE, REJECTED = 0, 1, 2, 3
 
@@ -142,6 +143,12 @@ def command_line(
     said += [part for file in conf or () for part in ("--conf", str(file))]
     said += [part for assignment in set_ or () for part in ("--set", assignment)]
     return shlex.join(["lakelens", name, *said])
+
+
+def progress_of(common: Common) -> Progress:
+    """What shows how a command goes on."""
+    context = {"run_id": common.run_id} if common.config.spark.log == "json" else None
+    return Progress(live=not (common.as_json or common.debug), context=context)
 
 
 def common_of(

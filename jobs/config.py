@@ -26,6 +26,7 @@ class Spark(_Section):
     driver_memory: str = "1g"
     gpus: int = Field(default=0, ge=0)
     gpu_kind: str | None = None
+    log: Literal["text", "json"] = "text"
     settings: dict[str, str] = Field(default_factory=dict)
 
 

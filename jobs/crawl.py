@@ -14,6 +14,7 @@ from jobs.commit import find_commit, last_transaction, log_entries
 from jobs.config import Config, ConfigError, Crawl
 from jobs.fetch import Settings, fetch
 from jobs.lake import Lake, append, concurrency_errors, file_system, lake_at, read, remove_folder, repeated, version
+from jobs.log import logged, told_to_tasks
 from jobs.outcomes import Outcome, Request
 from jobs.packs import Packs, check_store
 from jobs.runs import JobResult, Run, RunTakenOver
@@ -242,7 +243,8 @@ def stage_wave(spark: SparkSession, planned: DataFrame, settings: Settings, uri:
     n_tasks = max(1, spark.sparkContext.defaultParallelism)
     by_host = F.when(F.col("root").isNotNull(), F.col("doc_id")).otherwise(F.col("host"))
     rows = planned.select(*SIGHTINGS.names).repartition(n_tasks, by_host)
-    fetched = rows.mapInArrow(lambda batches: fetch_batches(batches, settings), schema_ddl(STAGED))
+
+    fetched = rows.mapInArrow(lambda batches: logged(fetch_batches(batches, settings), "fetched"), schema_ddl(STAGED))
     # Rows may be a hundred megabytes: the sizes of row groups and pages are looked at after each, not each hundredth.
     checks = {"parquet.block.size.row.check.min": "1", "parquet.page.size.row.check.min": "1"}
     fetched.write.mode("overwrite").options(**checks).parquet(uri)
@@ -322,9 +324,7 @@ def _merge_documents(spark: SparkSession, lake: Lake, staged: DataFrame) -> None
 def staged_waves(spark: SparkSession, lake: Lake, run: Run) -> list[int]:
     """The transactions of the waves that an attempt before this one staged whole, in order."""
     fs, root = file_system(spark, lake.staging(run.run_id))
-    if not fs.exists(root):
-        return []
-    names = [status.getPath().getName() for status in fs.listStatus(root)]
+    names = [status.getPath().getName() for status in fs.listStatus(root)] if fs.exists(root) else []
     waves = sorted(int(name.partition("=")[2]) for name in names if name.startswith("wave="))
     return [wave for wave in waves if fs.exists(file_system(spark, f"{wave_uri(lake, run, wave)}/_SUCCESS")[1])]
 
@@ -336,7 +336,6 @@ def counted(
     from pyspark.sql import functions as F
 
     attempts = read(spark, lake, FETCHES).where(F.col("run_id") == run.run_id)
-    n_attempts = attempts.count()
     # Documents without any attempt (an unusable URL, a host left alone) stand in `documents` alone.
     documents = read(spark, lake, DOCUMENTS)
     for rows, name in ((attempts, "tried"), (plan, "planned")):
@@ -353,15 +352,15 @@ def counted(
     media = stored.agg(F.count("*").alias("n"), F.coalesce(F.sum("size_bytes"), F.lit(0)).alias("bytes")).collect()[0]
     metrics = {
         "documents_untried": sum(row["count"] for row in by if not row["tried"]),
-        "retries": n_attempts - n_fetched,
+        "retries": attempts.count() - n_fetched,
         "new_media": media["n"],
         "new_media_bytes": media["bytes"],
         "sightings": counts["seen"],
         "duplicates": counts["seen"] - counts["distinct"],
         **by_source,
     }
-    n_failed = sum(row["count"] for row in by if row["failed"])
-    said = f"{counts['distinct']} documents seen, {n_fetched} fetched, {media['n']} new media, {n_failed} with errors"
+    n_failed, seen = sum(row["count"] for row in by if row["failed"]), counts["distinct"]
+    said = f"{seen} documents seen, {n_fetched} fetched, {media['n']} new media, {n_failed} with errors"
     return said, {name: float(value) for name, value in metrics.items()}
 
 
@@ -384,10 +383,11 @@ def run(spark: SparkSession, lake: Lake, config: Config, run: Run) -> JobResult:
     n_due, size = counts.get("fetch", 0), config.crawl.wave_documents
     for wave, first in enumerate(range(0, n_due, size)):
         run.check_owned()
-        run.progress(f"crawling {n_due} documents, {first} done")
+        run.progress(f"crawling {n_due} documents, {first} done", wave=wave + 1)
         transaction = last_transaction(spark, lake, FETCHES, application(run)) + 1
         planned = plan.where(f"action = 'fetch' AND wave = {wave}")
-        stage_wave(spark, planned, settings, wave_uri(lake, run, transaction))
+        with told_to_tasks(spark, wave=wave + 1):
+            stage_wave(spark, planned, settings, wave_uri(lake, run, transaction))
         n_staged = spark.read.schema("doc_id STRING").parquet(wave_uri(lake, run, transaction)).count()
         if n_staged != min(size, n_due - first):
             raise RuntimeError(f"{n_staged} documents were staged of {min(size, n_due - first)} planned")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jobs import evaluate, tracking
 from jobs.check import EXPERIMENT, reports_folder
 from jobs.claims import Claim, agreed, check_fingerprint, check_measured, read_claim
-from jobs.command import FINISHED, Common, Ending
+from jobs.command import FINISHED, Common, Ending, progress_of
 from jobs.compare import Asked, Candidate, Line, errors_kept, limit_kept, lines, overall, slices_kept
 from jobs.config import Config, ConfigError
 from jobs.experiment_file import Experiment
@@ -61,9 +61,11 @@ def run_arms(
     """
     mine = [replace(common, config=arm.config, run_id=f"{common.run_id}.{arm.name}") for arm in variants]
     for of_arm, arm in zip(mine, variants, strict=True):
-        run_arm(spark, lake, of_arm, arm, golden, run_of(arm), progress, known=known)
+        with run_of(arm) as run:
+            run_arm(spark, lake, of_arm, arm, golden, run, progress, known=known)
     for of_arm, arm in zip(mine, variants, strict=True):
-        run_once(spark, lake, of_arm, evaluating(arm, golden, seen), run_of(arm), progress)
+        with run_of(arm) as run:
+            run_once(spark, lake, of_arm, evaluating(arm, golden, seen), run, progress)
 
 
 def check_asked(experiment: Experiment, measured: Sequence[Measurement], items: Sequence[GoldenItem]) -> None:
@@ -176,7 +178,7 @@ def run_experiment(
     tracking.tracking_store(lake_at(common.config.lake))
     experiment = with_grid(experiment)
     variants = arms(experiment, common.config)
-    progress = Progress(live=not (common.as_json or common.debug))
+    progress = progress_of(common)
     with ExitStack() as stack:
         stack.enter_context(progress.shown())
         progress(f"experiment {experiment.name}: starting Spark")
@@ -205,7 +207,7 @@ def run_experiment(
                 tags={"jobs": "experiment", "golden": experiment.golden, "baseline": experiment.baseline},
             )
         )
-        run_of = stack.enter_context(variant_runs(parent, lake, experiment))
+        run_of = variant_runs(parent, lake, experiment)
         try:
             known, seen = set[str](), Seen()
             part, trials = part_of(experiment, items, searched=False), list[Trial]()
@@ -246,15 +248,9 @@ def run_experiment(
             )  # fmt: skip
             for one, candidate in zip(found[1:], judged, strict=True):
                 mine = replace(common, run_id=f"{common.run_id}.{candidate.name}")
-                with suppress(RunAccepted):  # it is written already
-                    run_job(
-                        spark,
-                        lake,
-                        mine,
-                        concluding(found[0], one, candidate, inputs, named(common, stated)),
-                        run_of(one.arm),
-                        progress,
-                    )
+                job = concluding(found[0], one, candidate, inputs, named(common, stated))
+                with run_of(one.arm) as run, suppress(RunAccepted):  # it is written already
+                    run_job(spark, lake, mine, job, run, progress)
         except BaseException as e:
             e.add_note(f"run_id={common.run_id}")
             raise

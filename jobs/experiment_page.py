@@ -20,9 +20,7 @@ from jobs.lake import Lake, read, sql_text
 from jobs.quality import GoldenItem, quality_interval
 from jobs.runs import code_version
 from jobs.sweep import Objectives, Trial, pareto_front
-from jobs.variants import Arm as Arm  # jobs.experiment_tracking imports both from here
-from jobs.variants import Measured as Measured
-from jobs.variants import primary
+from jobs.variants import Measured, primary
 from schemas import DOCUMENTS, FRAMES, GOLDEN
 
 if TYPE_CHECKING:

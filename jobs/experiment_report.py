@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from jobs.compare import Candidate as Candidate  # jobs.experiment_tracking imports it from here
-from jobs.compare import Line
+from jobs.compare import Candidate, Line
 from jobs.plot_labels import Label, place_labels, shortened, step_line
 from jobs.report import duration, number, pages
 from jobs.sweep import Trial, dominates

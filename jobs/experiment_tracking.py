@@ -5,41 +5,44 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from jobs import tracking
+from jobs.compare import Candidate
 from jobs.evaluate import health_of
 from jobs.experiment_file import Experiment
-from jobs.experiment_page import Arm, Measured
 from jobs.experiment_plots import forest_figure, trade_off_figure
-from jobs.experiment_report import Candidate, ExperimentReport, Variant
+from jobs.experiment_report import ExperimentReport, Variant
 from jobs.lake import Lake
 from jobs.published import kind_of
 from jobs.runs import code_version
 from jobs.tracking import Tracked
+from jobs.variants import Arm, Measured
 
-RunOf = Callable[[Arm], Tracked]  # the run of a variant
+RunOf = Callable[[Arm], AbstractContextManager[Tracked]]  # the run of a variant, for a block of its own work
 BASELINE = "baseline"  # what stands where the others have a verdict
 
 
-@contextmanager
-def variant_runs(parent: Tracked, lake: Lake, experiment: Experiment) -> Iterator[RunOf]:
-    """The runs of variants within the experiment's run: each begins when it is first asked for, all end with the block.
+def variant_runs(parent: Tracked, lake: Lake, experiment: Experiment) -> RunOf:
+    """The runs of variants within the experiment's run, one for each: it begins with the first block that asks for it,
+    ends with that, and goes on with the next; what fails outside of its blocks does not fail it.
 
     experiment: with the version of its golden set.
     """
-    with ExitStack() as stack:
-        begun: dict[str, Tracked] = {}
+    begun: dict[str, Tracked] = {}
 
-        def run_of(arm: Arm) -> Tracked:
-            if arm.name not in begun:
-                parameters = tracking.flat_parameters({"featurizer": arm.due.spec.id, **arm.settings})
-                tags = variant_tags(arm, experiment) | {"lake": lake.uri, "code_version": code_version()}
-                run = tracking.child_run(parent, name=arm.name, tags=tags, parameters=parameters)
-                begun[arm.name] = stack.enter_context(run)
-            return begun[arm.name]
+    @contextmanager
+    def run_of(arm: Arm) -> Iterator[Tracked]:
+        if arm.name in begun:
+            run = tracking.continued(begun[arm.name])
+        else:
+            parameters = tracking.flat_parameters({"featurizer": arm.due.spec.id, **arm.settings})
+            tags = variant_tags(arm, experiment) | {"lake": lake.uri, "code_version": code_version()}
+            run = tracking.child_run(parent, name=arm.name, tags=tags, parameters=parameters)
+        with run as begun[arm.name]:
+            yield begun[arm.name]
 
-        yield run_of
+    return run_of
 
 
 def variant_tags(arm: Arm, experiment: Experiment) -> dict[str, str]:
@@ -92,13 +95,12 @@ def log_experiment(
 
     found: the baseline first, then the candidates in the order of the report's.
     """
-    if parent.client is None:
-        return
     baseline, *others = found
-    runs = {one.arm.name: run_of(one.arm) for one in found}
+    runs: dict[str, Tracked] = {}
     shown = {variant.name: variant for variant in report.variants}
     for one in found:
-        log_measured(runs[one.arm.name], one, shown[one.arm.name], baseline if one is not baseline else None)
+        with run_of(one.arm) as runs[one.arm.name]:
+            log_measured(runs[one.arm.name], one, shown[one.arm.name], baseline if one is not baseline else None)
     first = runs[baseline.arm.name]
     tracking.log_tags(
         first, {"verdict": BASELINE, tracking.DESCRIPTION: "The baseline, which the others are compared with."}
@@ -217,16 +219,11 @@ def rounded(value: float | None) -> float | None:
 
 
 def register(tracked: Tracked, lake: Lake, experiment: Experiment, arm: Arm, verdict: str | None) -> None:
-    """A version of the registered model of the kind for a variant's fingerprint, with the last verdict on it.
+    """A version of the lake's registered model of the kind for a variant's fingerprint, with the last verdict on it.
 
     verdict: None: there is none, and what earlier experiments found stays.
     """
-    kind = kind_of(arm.due.spec.id)
+    model = tracking.model_of(lake, kind_of(arm.due.spec.id))
     stands = {"featurizer": arm.due.spec.id, "fingerprint": arm.due.fingerprint, "lake": lake.uri}
     found = {"experiment": experiment.name, "golden": experiment.golden, "verdict": verdict} if verdict else {}
-
-    def send() -> None:
-        version = tracking.registered_version(tracked, kind, stands)
-        tracking.tag_version(tracked, kind, version, found)
-
-    tracking.attempt(tracked, f"a version of {arm.due.spec.id}", send)
+    tracking.register_version(tracked, model, stands, found)

@@ -17,6 +17,7 @@ from jobs.dollars import machine_usd_per_s
 from jobs.engine import EngineSettings, featurize_media
 from jobs.inference import loaded_featurizers
 from jobs.lake import Lake, append, read, sql_text, version
+from jobs.log import log_task, told_to_tasks
 from jobs.mentions import write_mentions
 from jobs.meter import engine_tasks
 from jobs.progress import media_line
@@ -105,6 +106,7 @@ def featurized(
             keep_zip_listings()
         yield from featurize_media(batches, featurizers, settings, times=times)
         times.peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RUSAGE_BYTES
+        log_task("featurized", **times.rounded())
         if stages is not None:
             stages.add(times)
 
@@ -302,11 +304,12 @@ def run_plan(
 
     for number, (files, retries) in enumerate(waves):
         run.check_owned()
-        run.progress(so_far(f"wave {number + 1} of {len(waves)}"))
+        run.progress(so_far(f"wave {number + 1} of {len(waves)}"), wave=number + 1)
         path = f"{lake.staging(run.run_id)}/wave-{number}"
-        staged = stage_wave(spark, plan, files, work.due, config.featurize, path, stages=stages)
+        with told_to_tasks(spark, wave=number + 1):
+            staged = stage_wave(spark, plan, files, work.due, config.featurize, path, stages=stages)
         check_complete(staged, plan, files)
-        run.progress(f"committing wave {number + 1} of {len(waves)}")
+        run.progress(f"committing wave {number + 1} of {len(waves)}", wave=number + 1)
         append_frames(spark, lake, staged)
         n_files = features_files(staged, work.due, staged_bytes=_folder_bytes(spark, path))
         for one in work.due:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ PACKS = "_packs"
 REPORTS = "reports"
 # What Hadoop and the stores' clients say of a request that no repetition mends; the address or the rights are wrong.
 REFUSED = re.compile(r"AccessControlException|AccessDenied|Forbidden|UnsupportedFileSystem|No FileSystem for scheme")
+UNWRITABLE = re.compile(r"Read-only file system|Permission denied|Operation not permitted")
 UPDATE_ATTEMPTS = 20  # of one small update that keeps meeting others; each attempt takes about a second
 
 
@@ -77,13 +79,28 @@ def remove_folder(spark: SparkSession, uri: str) -> None:
     fs.delete(path, True)
 
 
+def check_writable(spark: SparkSession, lake: Lake) -> None:
+    """Raise LakeError where the lake takes no files: a read-only mount or snapshot, or no permission to write."""
+    from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
+
+    fs, path = file_system(spark, f"{lake.uri}/.probe-{uuid.uuid4().hex}")
+    try:
+        fs.create(path, True).close()
+        fs.delete(path, False)
+    except Py4JJavaError as e:
+        said = str(e.java_exception)
+        if REFUSED.search(said) or UNWRITABLE.search(said):
+            raise LakeError(f"lake {lake.uri} cannot be written to: {said.splitlines()[0]}") from e
+        raise
+
+
 def open_lake(spark: SparkSession, uri: str, *, create: bool = True) -> Lake:
     """The lake at `uri`, its missing tables created and the schemas of those there compared with the code's.
 
     Raises LakeError where the folder holds something else, where it is missing and `create` is false, or where a
     table's schema differs, with the difference.
     """
-    from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
+    from py4j.protocol import Py4JJavaError
     from pyspark.errors import AnalysisException
 
     lake = lake_at(uri)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from featurizers.probe import VIDEO_FORMAT
 from jobs import featurize
 from jobs import lake as lakes
-from jobs.command import FINISHED, REJECTED, Common, Ending
+from jobs.command import FINISHED, REJECTED, Common, Ending, progress_of
 from jobs.config import Config
 from jobs.dollars import machine_usd_per_s
 from jobs.estimate import Population, Prediction, Rehearsal, Stratum, allocate, over_limit, predict
@@ -189,8 +189,7 @@ def rehearse(
     )
     progress("opening the run")
     first = len(progress.phases) - 1
-    untracked = Tracked(client=None, mlflow_run_id=None, experiment_id=None, warn=progress)
-    done = run_job(spark, scratch, common, job, untracked, progress)
+    done = run_job(spark, scratch, common, job, Tracked(), progress)
     progress("writing the report")
     with tempfile.TemporaryDirectory(prefix="lakelens-") as folder:
         measures = measured(spark, scratch, [done.run_id])
@@ -270,7 +269,7 @@ def show_plan(common: Common, selection: Selection, *, max_usd: float | None, ma
     """Print what the run would take; REJECTED where the upper end of an interval is above its limit."""
     config = common.config
     work = prepare(config.featurize, on_gpus=config.spark.gpus > 0)
-    progress = Progress(live=not (common.as_json or common.debug))
+    progress = progress_of(common)
     began = time.monotonic()
     with progress.shown():
         progress("starting Spark")

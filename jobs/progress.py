@@ -1,12 +1,14 @@
-"""Shows what a command is doing on standard error: a live line on a terminal, plain lines elsewhere. Knows no job."""
+"""Shows what a command is doing on standard error: a live line on a terminal, plain lines elsewhere, or lines of JSON.
+Knows no job."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 
+from jobs.log import write
 from jobs.polling import polling
 
 POLL_S = 0.5
@@ -41,22 +43,43 @@ def readable_usd(usd: float) -> str:
     return f"${usd:,.{digits}f}"
 
 
+def unseen(text: Text, **context: object) -> None:
+    """Progress that nobody looks at."""
+
+
 class Progress:
     """One command's progress; call it with a text for each new phase."""
 
-    def __init__(self, *, live: bool, count_tasks: Callable[[], tuple[int, int]] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        live: bool,
+        count_tasks: Callable[[], tuple[int, int]] | None = None,
+        context: Mapping[str, object] | None = None,
+    ) -> None:
+        """context: what every line of JSON says beside its text; None: plain text instead."""
         from rich.console import Console
 
         self._console = Console(stderr=True, highlight=False)
-        self._live = live and self._console.is_terminal
+        self._live = live and self._console.is_terminal and context is None
+        self._context = None if context is None else dict(context)
+        self._of_phase: Mapping[str, object] = {}
         self._count_tasks = count_tasks
         self._text: Text = ""
         self.phases: list[tuple[str, float]] = []  # how each began, and when on the monotonic clock
         self._began = time.monotonic()
 
-    def __call__(self, text: Text) -> None:
-        """Begin a phase; a text that changes is asked for again and again while it lasts."""
-        self._text = text
+    def about(self, **context: object) -> None:
+        """From now on lines of JSON say this too; None takes a thing back."""
+        if self._context is not None:
+            self._context |= context
+
+    def __call__(self, text: Text, **context: object) -> None:
+        """Begin a phase; a text that changes is asked for again and again while it lasts.
+
+        context: what lines of JSON say beside it during the phase.
+        """
+        self._text, self._of_phase = text, context
         began_as = self._now()
         self.phases.append((began_as, time.monotonic()))
         if not self._live:
@@ -66,11 +89,19 @@ class Progress:
         """Say something that stays on the terminal."""
         self._print(text)
 
+    def failed(self, reason: str) -> None:
+        """Say in a line of JSON why the command fails; in plain text it is the command's last line."""
+        if self._context is not None:
+            write(reason, {**self._context, **self._of_phase}, level="ERROR")
+
     def _now(self) -> str:
         text = self._text  # another thread may begin a phase meanwhile
         return text if isinstance(text, str) else text()
 
     def _print(self, text: str) -> None:
+        if self._context is not None:
+            write(text, {**self._context, **self._of_phase})
+            return
         self._console.print(f"{time.monotonic() - self._began:7.1f} s  {text}", soft_wrap=True, markup=False)
 
     def watch(self, count_tasks: Callable[[], tuple[int, int]]) -> None:

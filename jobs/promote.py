@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from jobs import tracking
-from jobs.command import FINISHED, Common, Ending
+from jobs.command import FINISHED, Common, Ending, progress_of
 from jobs.lake import Lake, lake_at, open_lake, read
-from jobs.progress import Progress
 from jobs.published import PROMOTE, ROLLBACK, Champion, champions, kind_of
 from jobs.run import Prepared, run_job
 from jobs.runs import JobResult, covered_run_ids, run_rows
@@ -101,7 +99,7 @@ def rollback(common: Common, kind: str) -> Ending:
 def _move(common: Common, job: str, chosen: Any) -> Ending:
     config = common.config
     tracking.tracking_store(lake_at(config.lake))
-    progress = Progress(live=not (common.as_json or common.debug))
+    progress = progress_of(common)
     with progress.shown():
         progress(f"{job}: starting Spark")
         spark = spark_session(config.spark, f"lakelens {job}")
@@ -127,8 +125,8 @@ def _move(common: Common, job: str, chosen: Any) -> Ending:
 
 
 def register(tracked: tracking.Tracked, lake: Lake, standing: Sequence[Champion]) -> None:
-    """Aliases `champion` and `previous` of MLflow's model of the kind; nothing is `previous` to the first champion."""
-    kind = kind_of(standing[-1].featurizer)
+    """Aliases `champion` and `previous` of the lake's model in MLflow; nothing is `previous` to the first champion."""
+    model = tracking.model_of(lake, kind_of(standing[-1].featurizer))
     for alias, one in {"champion": standing[-1], "previous": standing[-2] if len(standing) > 1 else None}.items():
         stands = {"featurizer": one.featurizer, "fingerprint": one.fingerprint, "lake": lake.uri} if one else None
-        tracking.attempt(tracked, f"alias {alias}", partial(tracking.set_alias, tracked, kind, alias, stands))
+        tracking.set_alias(tracked, model, alias, stands)

@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from jobs import check, crawl, evaluate, featurize, golden, metrics, tracking
-from jobs.command import FINISHED, REJECTED, Common, Ending
+from jobs.command import FINISHED, REJECTED, Common, Ending, one_line, progress_of
 from jobs.config import Config
 from jobs.dollars import cost_usd, unexplained_share
 from jobs.lake import Lake, lake_at, open_lake, read
+from jobs.log import told_to_tasks
 from jobs.meter import Meter, process_began
 from jobs.progress import Progress, readable_s, readable_usd
 from jobs.report import collect, write_page
@@ -102,7 +103,7 @@ def run_jobs(common: Common, names: Sequence[str], *, selection: Selection | Non
     config = common.config
     tracking.tracking_store(lake_at(config.lake))
     jobs = [prepare(name, config, selection or Selection()) for name in names]
-    progress = Progress(live=not (common.as_json or common.debug))
+    progress = progress_of(common)
     with ExitStack() as stack:
         stack.enter_context(progress.shown())
         progress(f"run {common.run_id}: starting Spark")
@@ -125,6 +126,7 @@ def run_jobs(common: Common, names: Sequence[str], *, selection: Selection | Non
                 continue
             except BaseException as e:
                 e.add_note(f"run_id={common.run_id}")
+                progress.failed(one_line(e))
                 raise
             if done[-1].result.status == "rejected":
                 break
@@ -162,7 +164,9 @@ def run_job(
     meter: of the pipeline, where the job is one of several whose cost is told together.
     """
     config, run_id = common.config, stored_run_id(common.run_id, job.name)
+    progress.about(run_id=run_id, job=job.name)
     with (
+        told_to_tasks(spark, run_id=run_id, job=job.name),
         Meter(spark, config.spark).collecting() if meter is None else nullcontext(meter) as meter,
         executing(
             spark,
@@ -187,10 +191,9 @@ def run_job(
         progress("measuring")
         rows = measured(spark, lake, [run_id]) if job.is_measured else metrics.RunMetrics()
         spent = meter.lap(job.name, times_of(result.metrics))
-        if job.is_measured:
-            result = replace(
-                result, metrics=metrics.flat(metrics.merge(rows, spent), config.prices) | dict(result.metrics)
-            )
+        found = metrics.flat(metrics.merge(rows, spent), config.prices) if job.is_measured else {}
+        found["usd"] = cost_usd(spent, config.prices)["total"]
+        result = replace(result, metrics=found | dict(result.metrics))
         finish(spark, lake, run, result, mlflow_run_id=child.mlflow_run_id)
         tracking.log_metrics(child, result.metrics)
         tracking.log_files(child, result.artifacts)

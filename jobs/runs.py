@@ -14,9 +14,9 @@ from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
 from typing import TYPE_CHECKING, Any, Literal
 
-from jobs.lake import Lake, read, repeated, sql_text
+from jobs.lake import Lake, check_writable, read, repeated, sql_text
 from jobs.polling import polling
-from jobs.progress import Text
+from jobs.progress import unseen
 from schemas import RUNS
 from schemas.table import spark_type
 
@@ -50,7 +50,7 @@ class Run:
     inputs: Mapping[str, int]  # table -> version, pinned at the first attempt
     started: datetime  # of the first attempt
     resumed: bool
-    progress: Callable[[Text], None] = field(default=lambda text: None)
+    progress: Callable[..., None] = unseen  # a jobs.progress.Progress, or alike
     check_owned: Callable[[], None] = field(default=lambda: None)  # raises RunTakenOver
 
 
@@ -182,12 +182,14 @@ def executing(
     config_digest: str,
     heartbeat_s: float,
     expiry_s: float,
-    progress: Callable[[Text], None],
+    progress: Callable[..., None],
 ) -> Iterator[Run]:
     """Hold a run for a `with` block: insert or resume it, keep its heart beating, mark it failed on error.
 
-    Whoever uses it ends the run with `finish`. Raises RunAccepted, RunRefused (the id or the lease is held).
+    Whoever uses it ends the run with `finish`. Raises RunAccepted, RunRefused (the id or the lease is held), and
+    LakeError where the lake cannot be written to.
     """
+    check_writable(spark, lake)
     now = datetime.now(UTC)
     owner = secrets.token_hex(8)
     # Delta's log on s3a:// cannot keep two drivers apart, whatever they write.

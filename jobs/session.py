@@ -159,10 +159,11 @@ def settings(config: Spark) -> dict[str, str]:
     chosen["spark.jars"] = ",".join(str(path) for path in jars())
     cores = local_cores(config.master)
     options = [] if cores is None else LOCAL_JAVA_OPTIONS
-    logging = Path(__file__).with_name("log4j2.properties")
+    logging = Path(__file__).with_name("log4j2.json.properties" if config.log == "json" else "log4j2.properties")
     if logging.is_file():  # not where the code is inside a zip
         options = [*options, f"-Dlog4j2.configurationFile={logging.as_uri()}"]
     chosen["spark.driver.extraJavaOptions"] = " ".join(options)
+    chosen |= log_settings(config)
     if cores is not None:
         chosen["spark.task.cpus"] = str(cpus_per_task(cores, memory_bytes()))
         # The defaults are for clusters: 200 shuffle partitions, 50 tasks to read the state of a Delta table.
@@ -176,6 +177,11 @@ def settings(config: Spark) -> dict[str, str]:
     if config.gpus:
         chosen |= gpu_settings(config, cores)
     return chosen | config.settings
+
+
+def log_settings(config: Spark) -> dict[str, str]:
+    """Spark's own log in lines of JSON, where ours is; executors write it as their log4j2 file says."""
+    return {"spark.log.structuredLogging.enabled": "true"} if config.log == "json" else {}
 
 
 def gpu_settings(config: Spark, cores: int | None) -> dict[str, str]:
@@ -212,7 +218,7 @@ def gpu_settings(config: Spark, cores: int | None) -> dict[str, str]:
 
 def submitted_settings(config: Spark) -> dict[str, str]:
     """What is set on top of the settings that `spark-submit` was given, whose master stands."""
-    return EVERYWHERE | (gpu_settings(config, None) if config.gpus else {}) | config.settings
+    return EVERYWHERE | log_settings(config) | (gpu_settings(config, None) if config.gpus else {}) | config.settings
 
 
 def keep_zip_listings() -> None:

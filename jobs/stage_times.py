@@ -39,6 +39,10 @@ class StageTimes:
             mine, theirs = getattr(self, f.name), getattr(other, f.name)
             setattr(self, f.name, max(mine, theirs) if f.name == "peak_bytes" else mine + theirs)
 
+    def rounded(self) -> dict[str, float]:
+        """Its fields by name, seconds to a thousandth."""
+        return {f.name: round(getattr(self, f.name), 3) for f in fields(self)}
+
     @contextmanager
     def spent_on(self, stage: str) -> Iterator[None]:
         """Count the seconds of the block as those of `stage`, such as `read_s`."""

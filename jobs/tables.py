@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.command import FINISHED, Common, Ending
 from jobs.lake import lake_at, open_lake, read, snapshot
+from jobs.progress import readable_usd
 from jobs.runs import covered_run_ids, run_rows
 from jobs.session import spark_session
-from schemas import FEATURES, MEDIA, TABLES
+from schemas import DOCUMENTS, FEATURES, MEDIA, TABLES
 
 if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
     from rich.table import Table as Grid
 
 N_RUNS = 15
@@ -50,8 +52,46 @@ def grid(title: str, headings: Sequence[str], rows: Sequence[Mapping[str, Any]],
     return shown
 
 
+def freshness(documents: DataFrame, now: datetime) -> DataFrame:
+    """For each source: its documents, those with an error, those due, and when the newest and oldest were fetched."""
+    from pyspark.sql import functions as F
+
+    return (
+        documents.groupBy("source")
+        .agg(
+            F.count("*").alias("documents"),
+            F.count("error").alias("errors"),
+            F.count_if(F.col("next_fetch_at") <= F.lit(now)).alias("due"),
+            F.max("fetched_at").alias("newest"),
+            F.min("fetched_at").alias("oldest"),
+        )
+        .orderBy("source")
+    )
+
+
+def described_run(row: Mapping[str, Any], now: datetime, *, expiry_s: float) -> dict[str, Any]:
+    """A run as it is shown: one that says `running` and shows no life for `expiry_s` seconds is dead."""
+    measured = dict(row["metrics"] or {})
+    n_rules, n_failed = measured.get("expectations"), measured.get("expectations_failed", 0)
+    gates = "" if not n_rules else f"{n_failed:.0f} of {n_rules:.0f} fail" if n_failed else f"{n_rules:.0f} hold"
+    is_dead = row["status"] == "running" and (now - row["heartbeat"]).total_seconds() > expiry_s
+    return {
+        "run": row["run_id"],
+        "status": "dead" if is_dead else row["status"],
+        "started": age(row["started"], now),
+        "heartbeat": age(row["heartbeat"], now),
+        "gates": gates,
+        "usd": measured.get("usd"),
+        "covers": ", ".join(row["covers"] or []),
+    }
+
+
+def _utc(at: datetime | None) -> datetime | None:
+    return at.astimezone(UTC) if at is not None else None
+
+
 def show_tables(common: Common) -> Ending:
-    """Print the lake's tables, its featurizers and its last runs; with --json they are in the outcome instead."""
+    """Print the lake's tables, featurizers, sources and last runs; with --json they are in the outcome instead."""
     from pyspark.sql import functions as F
 
     lake_at(common.config.lake)  # what is wrong with the address is said before Spark starts
@@ -76,12 +116,11 @@ def show_tables(common: Common) -> Ending:
         .orderBy("featurizer", "fingerprint")
     )
     featurizers = [row.asDict() for row in by_featurizer.collect()]
-    runs = sorted(run_rows(spark, lake), key=lambda row: row["started"], reverse=True)[:N_RUNS]
-    described = [
-        {"run": row["run_id"], "status": row["status"], "started": age(row["started"], now),
-         "heartbeat": age(row["heartbeat"], now), "covers": ", ".join(row["covers"] or [])}
-        for row in runs
-    ]  # fmt: skip
+    sources = [row.asDict() for row in freshness(read(spark, lake, DOCUMENTS), now).collect()]
+    runs = sorted(run_rows(spark, lake), key=lambda row: row["started"], reverse=True)
+    # What lives is shown however long ago it began.
+    shown = [row for i, row in enumerate(runs) if i < N_RUNS or row["status"] == "running"]
+    described = [described_run(row, now, expiry_s=common.config.featurize.lease_expiry_s) for row in shown]
     if not common.as_json:
         from rich.console import Console
 
@@ -91,9 +130,22 @@ def show_tables(common: Common) -> Ending:
         names = ["featurizer", "fingerprint", "rows", "errors", "published"]
         shortened = [{**row, "fingerprint": row["fingerprint"][:8]} for row in featurizers]
         console.print(grid("featurizers", names, shortened, names[2:]), "")
-        console.print(grid("runs", ["run", "status", "started", "heartbeat", "covers"], described, []), "")
+        aged = [{**row, **{name: age(_utc(row[name]), now) for name in ("newest", "oldest")}} for row in sources]
+        names = ["source", "documents", "errors", "due", "newest", "oldest"]
+        console.print(grid("sources, by their last fetch", names, aged, names[1:4]), "")
+        names = ["run", "status", "started", "heartbeat", "gates", "cost", "covers"]
+        said = [{**row, "cost": "" if row["usd"] is None else readable_usd(row["usd"])} for row in described]
+        console.print(grid("runs", names, said, ["cost"]), "")
     return Ending(
         exit_code=FINISHED,
         message=f"{len(tables)} tables in {lake.uri}",
-        facts={"tables": tables, "featurizers": featurizers, "runs": described},
+        facts={
+            "tables": tables,
+            "featurizers": featurizers,
+            "sources": [
+                {**row, **{name: at.isoformat() if (at := _utc(row[name])) else None for name in ("newest", "oldest")}}
+                for row in sources
+            ],
+            "runs": described,
+        },
     )

@@ -3,58 +3,55 @@
 from __future__ import annotations
 
 import getpass
+import hashlib
 import json
-import logging
 import math
 import os
 import re
 import sys
+import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from featurizers.weights import cache_dir
 from jobs.config import Config, ConfigError
 from jobs.lake import Lake
+from jobs.outbox import DESCRIPTION as DESCRIPTION
+from jobs.outbox import Event, Outbox, Store, send_kept, without_credentials
 from jobs.runs import code_version
 
 EXPERIMENT = "lakelens"
-EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # else its page opens on traces of chats
-BATCH = 100  # parameters or tags of one request, MAX_VALUE and MAX_TAG their length: limits of MLflow's REST API
-MAX_VALUE = 500
+MAX_VALUE = 500  # of a parameter, MAX_TAG of a tag: limits of MLflow's REST API
 MAX_TAG = 5000
-DESCRIPTION = "mlflow.note.content"  # MLflow's tag of the text, in Markdown, on the page of a run or an experiment
-VECTOR_SPACE = "vector_space.yaml"
-METRIC_BATCH = 1000
-# A tracking server that is down is given up after seconds: by default MLflow tries for minutes, at every call.
-PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "15"}
-QUIET = {
-    "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1", "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # where --json prints one object
-}  # fmt: skip
+MAX_ADDRESS = 60  # of a lake in the name of a registered model, whose column in MLflow's tables has 256
+SERVERS = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")  # where one of them is set, models may lie outside of the lake
+OUTBOX = "_mlflow_outbox"  # in a local lake: what MLflow could not be told yet
 
 
 @dataclass(frozen=True)
-class Store:
-    """Where runs are logged: a tracking URI, and where its artifacts go if the store does not decide that."""
-
-    uri: str
-    artifacts: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
 class Tracked:
-    """A run as MLflow knows it; without `client` nothing is logged, and every function here does nothing."""
+    """A run of MLflow's, in the experiment of this name; one without an outbox is told nothing."""
 
-    client: Any
-    mlflow_run_id: str | None
-    experiment_id: str | None
-    warn: Callable[[str], None]
+    outbox: Outbox | None = None
+    experiment: str = EXPERIMENT
+    key: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    @property
+    def mlflow_run_id(self) -> str | None:
+        """Its id in MLflow; None while MLflow does not know it."""
+        return self.outbox.ids.get(self.key) if self.outbox is not None else None
+
+    def tell(self, kind: str, **data: Any) -> None:
+        """Tell MLflow something of this run, now or later."""
+        if self.outbox is not None:
+            self.outbox.tell(Event(kind, self.key, data))
 
 
 def tracking_store(lake: Lake) -> Store:
@@ -80,9 +77,12 @@ def flat_parameters(value: Any, prefix: str = "") -> dict[str, str]:
     return {prefix: without_credentials(text)[:MAX_VALUE]}
 
 
-def without_credentials(text: str) -> str:
-    """A text whose URLs no longer say who logs in."""
-    return re.sub(r"(://)[^/\s@\"']+@", r"\1", text)
+def outbox_folder(lake: Lake, store: Store) -> Path:
+    """Where is kept what MLflow cannot be told: in a local lake, else in the cache of this machine."""
+    local = lake.local_folder()
+    if local is not None:
+        return Path(local) / OUTBOX
+    return cache_dir() / "mlflow-outbox" / hashlib.sha256(store.uri.encode()).hexdigest()[:16]
 
 
 @contextmanager
@@ -94,18 +94,22 @@ def pipeline_run(
 
     experiment: of MLflow; None: that of MLFLOW_EXPERIMENT_NAME, or the one for all runs.
 
-    Whatever MLflow does, the block runs: where it cannot be reached, `warn` is called once and nothing is logged.
-    Raises ConfigError for a remote lake without MLFLOW_TRACKING_URI.
+    Whatever MLflow does, the block runs: where it cannot be reached, `warn` is called once, and what it should have
+    been told is kept and sent by the next pipeline of the lake. Raises ConfigError for a remote lake without
+    MLFLOW_TRACKING_URI.
     """
     store = tracking_store(lake)
+    kept = outbox_folder(lake, store)
+    send_kept(store, kept, warn)
     all_tags = {"lake": lake.uri, "code_version": code_version(), "config_digest": config.digest(), **(tags or {})}
     shown_in = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
-    tracked = _start(store, name=name, experiment=shown_in, tags=all_tags, warn=warn)
-    with _ended(tracked):
+    with closing(Outbox(store=store, folder=kept, warn=warn)) as outbox, _ended(Tracked(outbox, shown_in)) as tracked:
+        _begin(tracked, name=name, tags=all_tags, parent=None)
         resolved = config.model_dump(mode="json")
         _log_parameters(tracked, flat_parameters(resolved))
         log_text(tracked, "config.yaml", without_credentials(yaml.safe_dump(resolved, sort_keys=False)))
         yield tracked
+    send_kept(store, kept, warn)
 
 
 @contextmanager
@@ -132,10 +136,18 @@ def job_run(
 def child_run(
     parent: Tracked, *, name: str, tags: Mapping[str, str], parameters: Mapping[str, str]
 ) -> Iterator[Tracked]:
-    """A run within another; where MLflow does not take it, the block runs and nothing of it is logged."""
-    tracked = _child(parent, name=name, tags=tags)
-    with _ended(tracked):
+    """A run within another."""
+    with _ended(Tracked(parent.outbox, parent.experiment)) as tracked:
+        _begin(tracked, name=name, tags=tags, parent=parent.key)
         _log_parameters(tracked, parameters)
+        yield tracked
+
+
+@contextmanager
+def continued(tracked: Tracked) -> Iterator[Tracked]:
+    """A run that has ended, running again for a block."""
+    tracked.tell("status", status="RUNNING")
+    with _ended(tracked):
         yield tracked
 
 
@@ -156,169 +168,75 @@ def _user() -> str:
 
 
 def log_metrics(tracked: Tracked, metrics: Mapping[str, float]) -> None:
-    """Log finite metrics, by the names of `jobs.metrics.flat`, in one request for each thousand."""
-
-    def send() -> None:
-        from mlflow.entities import Metric
-
-        now_ms = int(time.time() * 1000)
-        found = [Metric(name, float(value), now_ms, 0) for name, value in metrics.items() if math.isfinite(value)]
-        for start in range(0, len(found), METRIC_BATCH):
-            tracked.client.log_batch(tracked.mlflow_run_id, metrics=found[start : start + METRIC_BATCH])
-
-    attempt(tracked, "metrics", send)
+    """Log finite metrics, by the names of `jobs.metrics.flat`."""
+    found = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+    if found:
+        tracked.tell("values", metrics=found, at_ms=_now_ms())
 
 
 def log_files(tracked: Tracked, paths: Sequence[str | Path]) -> None:
     """Keep local files and folders as artifacts, each under its own name."""
     for path in map(Path, paths):
-        name, run_id = path.name, tracked.mlflow_run_id
-        if path.is_dir():
-            attempt(tracked, name, partial(_call, tracked, "log_artifacts", run_id, str(path), name))
-        else:
-            attempt(tracked, name, partial(_call, tracked, "log_artifact", run_id, str(path)))
-
-
-def _call(tracked: Tracked, method: str, *arguments: Any) -> None:
-    getattr(tracked.client, method)(*arguments)
+        tracked.tell("file", path=str(path), name=path.name)
 
 
 def log_text(tracked: Tracked, name: str, text: str) -> None:
     """Keep a text as an artifact."""
-    attempt(tracked, name, lambda: tracked.client.log_text(tracked.mlflow_run_id, text, name))
+    tracked.tell("text", name=name, text=text)
 
 
 def log_table(tracked: Tracked, name: str, rows: Sequence[Mapping[str, object]]) -> None:
     """Keep rows of equal keys as a table that MLflow shows as one; `name` ends in .json. None, where there are none."""
     if rows:
-        columns = {key: [row[key] for row in rows] for key in rows[0]}
-        attempt(tracked, name, lambda: tracked.client.log_table(tracked.mlflow_run_id, columns, name))
+        tracked.tell("table", name=name, columns={key: [row[key] for row in rows] for key in rows[0]})
 
 
 def log_figure(tracked: Tracked, name: str, draw: Callable[[], Any]) -> None:
     """Draw a figure of matplotlib, and keep it as an artifact."""
-    attempt(tracked, name, lambda: tracked.client.log_figure(tracked.mlflow_run_id, draw(), name))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        draw().savefig(path)
+        tracked.tell("file", path=str(path), name=name)
 
 
 def log_tags(tracked: Tracked, tags: Mapping[str, str]) -> None:
     """Set tags, by which runs are searched."""
-
-    def send() -> None:
-        from mlflow.entities import RunTag
-
-        found = [RunTag(_allowed(name), value[:MAX_TAG]) for name, value in tags.items()]
-        for start in range(0, len(found), BATCH):
-            tracked.client.log_batch(tracked.mlflow_run_id, tags=found[start : start + BATCH])
-
-    attempt(tracked, "tags", send)
+    tracked.tell("values", tags={_allowed(name): value[:MAX_TAG] for name, value in tags.items()}, at_ms=_now_ms())
 
 
 def describe_experiment(tracked: Tracked, text: str) -> None:
     """The text that stands on the page of MLflow's experiment."""
-
-    def send() -> None:
-        tracked.client.set_experiment_tag(tracked.experiment_id, DESCRIPTION, text)
-
-    attempt(tracked, "a description", send)
+    tracked.tell("description", experiment=tracked.experiment, text=text)
 
 
 def log_inputs(tracked: Tracked, lake: Lake, inputs: Mapping[str, int]) -> None:
     """Table versions as the datasets that a run reads."""
-
-    def send() -> None:
-        from mlflow.entities import Dataset, DatasetInput
-
-        datasets = []
-        for table, version in inputs.items():
-            source = json.dumps({"uri": f"{lake.uri}/{table}", "delta_table_version": version})
-            dataset = Dataset(name=table, digest=f"v{version}", source_type="delta", source=source)
-            datasets.append(DatasetInput(dataset=dataset, tags=[]))
-        if datasets:
-            tracked.client.log_inputs(tracked.mlflow_run_id, datasets=datasets)
-
-    attempt(tracked, "inputs", send)
+    if inputs:
+        tracked.tell("inputs", tables={name: [f"{lake.uri}/{name}", version] for name, version in inputs.items()})
 
 
-def attempt(tracked: Tracked, what: str, send: Callable[[], object]) -> None:
-    """Send something; where MLflow does not take it, warn and go on."""
-    if tracked.client is None:
-        return
-    try:
-        send()
-    except Exception as e:  # a job is worth more than its log
-        tracked.warn(f"MLflow did not take {what}: {str(e).splitlines()[0][:200] if str(e) else type(e).__name__}")
-
-
-def _start(
-    store: Store, *, name: str, experiment: str, tags: Mapping[str, str], warn: Callable[[str], None]
-) -> Tracked:
-    for key, value in (QUIET | PATIENCE).items():
-        os.environ.setdefault(key, value)
-    try:
-        if store.uri.startswith("sqlite:///"):
-            Path(store.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        from mlflow import MlflowClient
-
-        for logger in ("mlflow", "alembic"):  # which the import has set to INFO
-            logging.getLogger(logger).setLevel(logging.WARNING)
-        client = MlflowClient(tracking_uri=store.uri)
-        experiment_id = _experiment(client, store, experiment)
-        run = client.create_run(experiment_id, run_name=name, tags={**started_by(), **tags})
-    except Exception as e:  # a job is worth more than its log
-        reason = str(e).splitlines()[0][:200] if str(e) else type(e).__name__
-        warn(f"MLflow at {without_credentials(store.uri)} cannot be used, nothing is logged there: {reason}")
-        return Tracked(client=None, mlflow_run_id=None, experiment_id=None, warn=warn)
-    return Tracked(client=client, mlflow_run_id=run.info.run_id, experiment_id=experiment_id, warn=warn)
-
-
-def _experiment(client: Any, store: Store, name: str) -> str:
-    for last in (False, True):
-        found = client.get_experiment_by_name(name)
-        if found is not None:
-            return str(found.experiment_id)
-        try:
-            return str(client.create_experiment(name, artifact_location=store.artifacts, tags=EXPERIMENT_TAGS))
-        except Exception:  # another process may have made it in between
-            if last:
-                raise
-    raise AssertionError("unreachable")
-
-
-def _child(parent: Tracked, *, name: str, tags: Mapping[str, str]) -> Tracked:
-    nothing = Tracked(client=None, mlflow_run_id=None, experiment_id=None, warn=parent.warn)
-    if parent.client is None:
-        return nothing
-    named = {_allowed(key): value[:MAX_TAG] for key, value in tags.items()}
-    all_tags = {**started_by(), **named, "mlflow.parentRunId": str(parent.mlflow_run_id)}
-    try:
-        run = parent.client.create_run(parent.experiment_id, run_name=name, tags=all_tags)
-    except Exception as e:  # a job is worth more than its log
-        parent.warn(f"MLflow did not take run {name}, it is not logged there: {str(e)[:200]}")
-        return nothing
-    return Tracked(
-        client=parent.client, mlflow_run_id=run.info.run_id, experiment_id=parent.experiment_id, warn=parent.warn
-    )
+def _begin(tracked: Tracked, *, name: str, tags: Mapping[str, str], parent: str | None) -> None:
+    named = {_allowed(key): value[:MAX_TAG] for key, value in {**started_by(), **tags}.items()}
+    tracked.tell("run", name=name, tags=named, parent=parent, experiment=tracked.experiment, at_ms=_now_ms())
 
 
 @contextmanager
-def _ended(tracked: Tracked) -> Iterator[None]:
+def _ended(tracked: Tracked) -> Iterator[Tracked]:
     status = "FAILED"
     try:
-        yield
+        yield tracked
         status = "FINISHED"
     finally:
-        attempt(tracked, "the end of the run", lambda: tracked.client.set_terminated(tracked.mlflow_run_id, status))
+        tracked.tell("status", status=status, at_ms=_now_ms())
 
 
 def _log_parameters(tracked: Tracked, parameters: Mapping[str, str]) -> None:
-    def send() -> None:
-        from mlflow.entities import Param
+    if parameters:
+        tracked.tell("values", params={_allowed(name): value for name, value in parameters.items()}, at_ms=_now_ms())
 
-        found = [Param(_allowed(name), value) for name, value in parameters.items()]
-        for start in range(0, len(found), BATCH):
-            tracked.client.log_batch(tracked.mlflow_run_id, params=found[start : start + BATCH])
 
-    attempt(tracked, "parameters", send)
+def _now_ms() -> int:
+    return int(time.time() * 1000)
 
 
 def _allowed(name: str) -> str:
@@ -328,46 +246,28 @@ def _allowed(name: str) -> str:
 # -- registered models --------------------------------------------------------------------------------------------
 
 
-def registered_version(tracked: Tracked, kind: str, tags: Mapping[str, str]) -> str:
-    """The version that stands for tags["fingerprint"] in the registered model of a kind, made where there is none.
+def model_of(lake: Lake, kind: str) -> str:
+    """The registered model whose versions are a lake's vector spaces of a kind.
 
-    What it stands for lies in VECTOR_SPACE among the run's artifacts; a version is no weights. Raises what MLflow
-    raises.
+    On a server, which lakes may share, its name ends in the lake's address, in letters that every registry allows,
+    and in 8 digits that tell apart what is then spelled alike.
     """
-    from mlflow.exceptions import MlflowException
-
-    client, model = tracked.client, model_of(kind)
-    try:
-        client.get_registered_model(model)
-    except MlflowException:
-        said = f"Vector spaces of kind {kind}, a version for each fingerprint; `champion` is what readers get."
-        client.create_registered_model(model, description=said)
-    there = client.search_model_versions(f"name = '{model}' and tags.fingerprint = '{tags['fingerprint']}'")
-    if mine := [one for one in there if one.tags.get("lake") == tags["lake"]]:  # lakes may share a server
-        return str(mine[0].version)
-    client.log_text(tracked.mlflow_run_id, yaml.safe_dump(dict(tags), sort_keys=False), VECTOR_SPACE)
-    source = f"runs:/{tracked.mlflow_run_id}/{VECTOR_SPACE}"  # a server takes no other path of a local lake
-    made = client.create_model_version(
-        model, source, run_id=tracked.mlflow_run_id, tags=dict(tags), description=tags.get("featurizer")
-    )
-    return str(made.version)
+    model = f"{EXPERIMENT}-{kind}"
+    if not any(map(os.environ.get, SERVERS)):
+        return model
+    address = re.sub(r"[^A-Za-z0-9]+", "-", lake.uri.partition("://")[2])[-MAX_ADDRESS:].strip("-")
+    return f"{model}-{address}-{hashlib.sha256(lake.uri.encode()).hexdigest()[:8]}"
 
 
-def model_of(kind: str) -> str:
-    """The registered model whose versions are the vector spaces of a kind."""
-    return f"{EXPERIMENT}-{kind}"
+def register_version(tracked: Tracked, model: str, stands: Mapping[str, str], tags: Mapping[str, str]) -> None:
+    """A version of a registered model for stands["fingerprint"], made where there is none, with `tags` laid over it.
+
+    stands: `featurizer`, `fingerprint` and `lake` of what the version stands for.
+    """
+    allowed = {name: value[:MAX_TAG] for name, value in tags.items()}
+    tracked.tell("version", model=model, stands=dict(stands), tags=allowed)
 
 
-def tag_version(tracked: Tracked, kind: str, version: str, tags: Mapping[str, str]) -> None:
-    """Lay tags over those of a version; raises what MLflow raises."""
-    for name, value in tags.items():
-        tracked.client.set_model_version_tag(model_of(kind), version, name, value[:MAX_TAG])
-
-
-def set_alias(tracked: Tracked, kind: str, alias: str, tags: Mapping[str, str] | None) -> None:
-    """Let `alias` name the version with tags["fingerprint"], or nothing; raises what MLflow raises."""
-    if tags is None:
-        tracked.client.delete_registered_model_alias(model_of(kind), alias)
-    else:
-        version = registered_version(tracked, kind, tags)
-        tracked.client.set_registered_model_alias(model_of(kind), alias, version)
+def set_alias(tracked: Tracked, model: str, alias: str, stands: Mapping[str, str] | None) -> None:
+    """Let `alias` name the version for stands["fingerprint"], or nothing."""
+    tracked.tell("alias", model=model, alias=alias, stands=None if stands is None else dict(stands))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jobs import evaluate
+from jobs import evaluate, tracking
 from jobs.command import Common
 from jobs.config import ConfigError
 from jobs.experiment_file import Experiment
@@ -18,7 +18,7 @@ from jobs.progress import Progress
 from jobs.quality import GoldenItem
 from jobs.run import Prepared, run_job
 from jobs.runs import JobResult, run_rows, stored_run_id
-from jobs.sweep import Search, Settings, Trial, key_of, variant, variant_name
+from jobs.sweep import Search, Trial, key_of, variant, variant_name
 from jobs.variants import Arm, Part, arm_of, measurements, primary, run_arm, timing
 from schemas import FEATURES
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 TRIAL = "trial"
 SETTINGS, GOLDEN_SET = "settings", "golden"  # keys of a trial's outputs
 OBJECTIVES = ("quality", "p95_ratio", "usd_ratio")  # of its metrics
+EARLIER = "trial_of_earlier_attempt"  # tag of MLflow: the run in which an earlier attempt measured a trial
 
 
 def searched(
@@ -49,33 +50,43 @@ def searched(
             name = variant_name(settings)
             progress(f"trial {number + 1} of {experiment.sweep.trials}: {name}")
             mine = replace(common, run_id=f"{common.run_id}.{TRIAL}-{number}")
-            if (row := _accepted(spark, lake, mine)) is None:
-                arm = arm_of(name, variant(experiment.sweep, settings), common.config)
-                run_arm(spark, lake, mine, arm, experiment.golden, run_of(arm), progress, known=known)
-                job = trying(experiment, baseline, arm, items, part, settings)
-                run_job(spark, lake, mine, job, run_of(arm), progress)
-                row = _accepted(spark, lake, mine)
-                assert row is not None
-            done = {name: row["outputs"][name] for name in (SETTINGS, GOLDEN_SET)}
-            if done != (now := {SETTINGS: key, GOLDEN_SET: experiment.golden}):
-                raise ConfigError(f"run {common.run_id} tried {done}, and the file now says {now}; give a new --run-id")
-            quality, p95_ratio, usd_ratio = (row["metrics"][name] for name in OBJECTIVES)
+            arm = arm_of(name, variant(experiment.sweep, settings), common.config)
+            stated = {SETTINGS: key, GOLDEN_SET: experiment.golden}
+            before = _accepted(spark, lake, mine, stated)
+            with run_of(arm) as run:
+                if before is None:
+                    run_arm(spark, lake, mine, arm, experiment.golden, run, progress, known=known)
+                    job = trying(experiment, baseline, arm, items, part, stated)
+                    found = run_job(spark, lake, mine, job, run, progress).result.metrics
+                else:
+                    found = before["metrics"]
+                    tracking.log_tags(run, {EARLIER: before["mlflow_run_id"] or "not logged"})
+                tracking.log_metrics(run, {f"{TRIAL}/{name}": found[name] for name in OBJECTIVES})
+            quality, p95_ratio, usd_ratio = (found[name] for name in OBJECTIVES)
             trials[key] = Trial(name=name, settings=settings, objectives=(quality, p95_ratio, usd_ratio))
         search.tell(trials[key].objectives)
     return list(trials.values())
 
 
-def _accepted(spark: SparkSession, lake: Lake, common: Common) -> Mapping[str, Any] | None:
+def _accepted(spark: SparkSession, lake: Lake, common: Common, stated: Mapping[str, str]) -> Mapping[str, Any] | None:
+    """The row of a trial that an earlier attempt measured; raises ConfigError where it was not what is stated."""
     mine = f"run_id = {sql_text(stored_run_id(common.run_id, TRIAL))} AND status = 'accepted'"
-    return next(iter(run_rows(spark, lake, mine)), None)
+    row = next(iter(run_rows(spark, lake, mine)), None)
+    if row is not None and (done := {name: row["outputs"][name] for name in stated}) != stated:
+        raise ConfigError(
+            f"run {row['run_id']} tried {done}, and the file now says {dict(stated)}; give a new --run-id"
+        )
+    return row
 
 
 def trying(
-    experiment: Experiment, baseline: Arm, arm: Arm, items: Sequence[GoldenItem], part: Part, settings: Settings
+    experiment: Experiment, baseline: Arm, arm: Arm, items: Sequence[GoldenItem], part: Part, stated: Mapping[str, str]
 ) -> Prepared:
     """The job that measures a variant on a part of the items, and times it in turn with the baseline.
 
     Its costs are ratios to the baseline's, so that trials of busy and of idle hours can be compared.
+
+    stated: its SETTINGS and its GOLDEN_SET.
     """
 
     def run(spark: SparkSession, lake: Lake, _: object) -> JobResult:
@@ -94,7 +105,7 @@ def trying(
         return JobResult(
             status="accepted",
             message=f"{arm.name}: {wanted.metric} {wanted.value:.4f}",
-            outputs={SETTINGS: key_of(settings), GOLDEN_SET: experiment.golden},
+            outputs=stated,
             metrics=dict(zip(OBJECTIVES, values, strict=True)),
         )
 

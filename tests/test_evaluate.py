@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,17 @@ from jobs.evaluate import Frame, answer, first_vector, label_scores, labels_of, 
 from jobs.evaluate import run as run_evaluation
 from jobs.golden import read_golden
 from jobs.golden_labels import GoldenError, LabelledBox
-from jobs.lake import open_lake
+from jobs.lake import append, open_lake
 from jobs.metrics import metric_key
 from jobs.quality import GoldenItem, Measurement
-from jobs.runs import Run
+from jobs.runs import Run, update_run
 from jobs.work import Due, prepare
 from schemas import RUNS
 from tests.attempts import kill_all, logged, start_command, until_struck
-from tests.rows import NOW
+from tests.rows import NOW, frame_of, run_row
+from tests.test_tracking import no_tracking_server
+
+__all__ = ["no_tracking_server"]  # a fixture
 
 CONCEPTS, INT8 = "concept_efficientnet.lite0@1", "concept_efficientnet.lite0_int8@1"
 SHOWN = {"chelsea": "tabby cat", "coffee": "espresso", "rocket": "missile", "motorcycle": "moped"}
@@ -222,6 +226,52 @@ def test_labels_become_a_golden_set_and_variants_are_measured_on_it_item_by_item
     objects = prepare(load_config(assignments=["featurize.featurizers=[object_yolov3.tiny@1]"]).featurize)
     with pytest.raises(ConfigError, match=r"none of object_yolov3.tiny@1, .* is measured on few; allowed: concept on"):
         run_evaluation(spark, lake, load_config(assignments=["evaluate.golden=[few]"]), a_run("objects"), objects)
+
+
+@pytest.mark.faults  # an experiment tried twice, minutes
+@pytest.mark.spark
+def test_a_search_that_breaks_off_fails_the_trial_at_work_alone_and_goes_on_in_a_tree_with_every_trial(
+    spark: Any, lakelens: Command, pictures: Path, tmp_path: Path
+) -> None:
+    from mlflow import MlflowClient
+
+    folder, labels = tmp_path / "lake", write_labels(tmp_path / "labels.csv", SHOWN)
+    lakelens("golden", "add", "few", "--kind", "labels", "--labels", str(labels), "--pictures", str(pictures))
+    sweep = {"method": "search", "trials": 2, "confirm": 1, "over": {"evaluate.bridge_labels": {"low": 1, "high": 5}}}
+    searching = EXPERIMENT | {"sweep": sweep | {"featurizer": CONCEPTS}, "variants": {"one": {"featurizer": CONCEPTS}}}
+    file = tmp_path / "search.yaml"
+    file.write_text(json.dumps(searching))
+    lake, now = open_lake(spark, str(folder)), {"started": datetime.now(UTC), "heartbeat": datetime.now(UTC)}
+    other = run_row("seek.trial-1.trial", "trial", status="running", **now)  # is at the second trial
+    append(frame_of(spark, RUNS, [other]), lake, RUNS)
+    endless = ("--set", "featurize.lease_expiry_s=3600")
+    said = lakelens("experiment", str(file), "--run-id", "seek", *endless, exit_code=1)["message"]
+    assert "seek.trial-1.trial lives" in said
+    update_run(spark, lake, other["run_id"], owner=other["owner"], status="failed")
+    [chosen] = lakelens("experiment", str(file), "--run-id", "seek")["verdicts"]
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db")
+    [shown] = [one.experiment_id for one in client.search_experiments() if one.name == "labels"]
+    first, second = client.search_runs([shown], "attributes.run_name = 'seek'", order_by=["start_time"])
+
+    def under(run: Any) -> dict[str, Any]:
+        found = client.search_runs([shown], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'", order_by=["start_time"])
+        return {one.info.run_name: one for one in found}
+
+    broken, whole = under(first), under(second)
+    one, tried, refused = broken  # in this order
+    assert (one, list(whole)) == ("one", [one, tried, refused]) and chosen in (tried, refused)
+    assert [run.info.status for run in (first, *broken.values())] == ["FAILED", "FINISHED", "FINISHED", "FAILED"]
+    assert {run.info.status for run in (second, *whole.values())} == {"FINISHED"}
+    earlier = {name: run.data.tags.get("trial_of_earlier_attempt") for name, run in whole.items()}
+    [job] = under(broken[tried]).values()
+    assert job.info.run_name == "seek.trial-0.trial" and earlier == {one: None, tried: job.info.run_id, refused: None}
+    measured = {f"trial/{key}": value for key, value in job.data.metrics.items()}
+    assert measured.keys() == {"trial/quality", "trial/p95_ratio", "trial/usd_ratio"}
+    for run in (broken[tried], whole[tried]):
+        assert measured.items() <= run.data.metrics.items()
+    assert measured.keys() <= whole[refused].data.metrics.keys() and not broken[refused].data.metrics
+    assert whole[chosen].data.tags["verdict"] == "not judged"
 
 
 def a_run(name: str) -> Run:

@@ -89,14 +89,13 @@ def run_once(
     lake: Lake, config: Config, experiment: Experiment, variants: Sequence[Arm], warnings: list[str]
 ) -> ExperimentReport:
     found, report = of_experiment(variants, experiment)
-    with (
-        tracking.pipeline_run(lake, config, name="try", experiment=experiment.name, warn=warnings.append) as parent,
-        variant_runs(parent, lake, experiment) as run_of,
-    ):
+    with tracking.pipeline_run(lake, config, name="try", experiment=experiment.name, warn=warnings.append) as parent:
+        run_of = variant_runs(parent, lake, experiment)
         for arm in variants:
             name = f"try.{arm.name}.evaluate"
-            with tracking.job_run(
-                run_of(arm), run_id=name, job="evaluate", lake=lake, config=config, inputs={}, outputs={}
+            with (
+                run_of(arm) as run,
+                tracking.job_run(run, run_id=name, job="evaluate", lake=lake, config=config, inputs={}, outputs={}),
             ):
                 pass
         log_experiment(parent, run_of, lake, experiment, found, report)
@@ -204,7 +203,7 @@ def test_what_a_search_tried_is_a_table_that_says_what_was_judged(
     client = MlflowClient(tracking_uri=tracking.tracking_store(lake).uri)
     kept = {file.path for file in client.list_artifacts(str(parent.mlflow_run_id))}
     assert "trials.json" in kept
-    shown = client.get_experiment(str(parent.experiment_id))
+    shown = client.get_experiment_by_name(parent.experiment)
     assert shown.tags["mlflow.note.content"] == report.question
 
 
@@ -214,24 +213,52 @@ def test_a_server_that_is_down_loses_no_experiment(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     warnings: list[str] = []
     run_once(lake_at(str(tmp_path / "lake")), load_config(), experiment, variants, warnings)
-    assert len(warnings) == 1 and "nothing is logged there" in warnings[0]
+    assert len(warnings) == 1 and "what it misses is kept and sent later" in warnings[0]
 
 
-def test_a_variant_of_an_experiment_that_breaks_off_has_failed(
+def test_a_variant_ends_with_its_own_jobs_and_fails_with_them_alone(
     tmp_path: Path, experiment: Experiment, variants: list[Arm]
 ) -> None:
     from mlflow import MlflowClient
 
-    lake, begun = lake_at(str(tmp_path / "lake")), list[Any]()
+    lake, [one, five, fast] = lake_at(str(tmp_path / "lake")), variants
+    client = MlflowClient(tracking_uri=tracking.tracking_store(lake).uri)
+
+    def statuses() -> dict[str, str]:
+        found = client.search_runs([client.get_experiment_by_name(parent.experiment).experiment_id])
+        assert len({run.info.run_name for run in found}) == len(found)  # a variant that goes on is no second run
+        return {run.info.run_name: run.info.status for run in found}
+
     with (
         pytest.raises(RuntimeError, match="out of disk"),
-        tracking.pipeline_run(lake, load_config(), name="try", warn=print) as parent,
-        variant_runs(parent, lake, experiment) as run_of,
+        tracking.pipeline_run(lake, load_config(), name="try", warn=pytest.fail) as parent,
     ):
-        begun += [run_of(variants[0]).mlflow_run_id, run_of(variants[0]).mlflow_run_id]
-        raise RuntimeError("out of disk")
+        run_of = variant_runs(parent, lake, experiment)
+        for _ in ("a trial", "its confirmation"):
+            with run_of(one):
+                assert statuses() == {"try": "RUNNING", "one": "RUNNING"}
+            assert statuses() == {"try": "RUNNING", "one": "FINISHED"}
+        with run_of(fast):
+            pass
+        with run_of(five):
+            raise RuntimeError("out of disk")
+    assert statuses() == {"try": "FAILED", "one": "FINISHED", "fast": "FINISHED", "five": "FAILED"}
+
+
+def test_variants_that_were_measured_before_have_no_job_and_are_finished(
+    tmp_path: Path, experiment: Experiment, variants: list[Arm]
+) -> None:
+    from mlflow import MlflowClient
+
+    lake, (found, report) = lake_at(str(tmp_path / "lake")), of_experiment(variants, experiment)
+    with tracking.pipeline_run(lake, load_config(), name="try", warn=pytest.fail) as parent:
+        log_experiment(parent, variant_runs(parent, lake, experiment), lake, experiment, found, report)
     client = MlflowClient(tracking_uri=tracking.tracking_store(lake).uri)
-    assert begun[0] == begun[1] and client.get_run(begun[0]).info.status == "FAILED"
+    statuses = {
+        run.info.run_name: run.info.status
+        for run in client.search_runs([client.get_experiment_by_name(parent.experiment).experiment_id])
+    }
+    assert statuses == dict.fromkeys(("try", "one", "five", "fast"), "FINISHED")
 
 
 @pytest.mark.parametrize("n_candidates", [1, 8])

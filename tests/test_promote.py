@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -11,15 +12,17 @@ import pytest
 
 from jobs.config import load_config
 from jobs.evaluate import champion_frames
-from jobs.lake import append, open_lake, version
-from jobs.promote import PromotionRefused, comparison, published_fingerprint
-from jobs.published import NoChampion, SeveralFingerprints, promotions, published
+from jobs.lake import Lake, append, open_lake, version
+from jobs.promote import PromotionRefused, comparison, published_fingerprint, register
+from jobs.published import Champion, NoChampion, SeveralFingerprints, promotions, published
+from jobs.tracking import model_of, pipeline_run
 from jobs.work import prepare
 from schemas import FEATURES, RUNS
 from tests import rows
 from tests.test_evaluate import Command, lakelens
+from tests.test_tracking import no_tracking_server
 
-__all__ = ["lakelens"]  # a fixture
+__all__ = ["lakelens", "no_tracking_server"]  # fixtures
 
 OLD, NEW = "1" * 32, "2" * 32
 
@@ -57,6 +60,42 @@ def test_only_an_accepted_comparison_with_the_champion_counts() -> None:
     assert comparison(found, "a#3", None) is None
     assert comparison([*found, compared("w", "a#1", 3, "rejected")], "a#2", "a#1") is None
     assert comparison([*found, compared("w", "a#1", 3, "finished")], "a#2", "a#1") == "x"  # undecided
+
+
+def test_lakes_that_share_a_server_have_champions_of_their_own_whatever_their_addresses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    monkeypatch.chdir(tmp_path)  # where MLflow puts the artifacts of such a store
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri := f"sqlite:///{tmp_path}/server.db")
+    odd = f'file:///data/{"deep/" * 60}it\'s "ours": 数据'
+    lakes = [Lake(address) for address in ("s3a://bucket/a/b", "s3a://bucket/a-b", "gs://bucket/a/b", odd, odd + "'")]
+    for number, lake in enumerate(lakes):
+        standing = [Champion(rows.CONCEPT, OLD, "one"), Champion(rows.CONCEPT, "abcde"[number] * 32, "two")]
+        for _ in range(2):  # what is there already is used
+            with pipeline_run(lake, load_config(), name="two", warn=pytest.fail) as parent:
+                register(parent, lake, standing)
+    client = MlflowClient(tracking_uri=uri)
+    for number, lake in enumerate(lakes):
+        name = model_of(lake, "concept")
+        [model] = client.search_registered_models(f"name = '{name}'")
+        assert set(name) <= {*string.ascii_letters, *string.digits, "-"} and len(name) <= 256  # what MySQL keeps of it
+        assert model.tags["lake"] == lake.uri
+        champion, previous = (client.get_model_version_by_alias(name, alias) for alias in ("champion", "previous"))
+        assert (champion.tags["fingerprint"], previous.tags["fingerprint"]) == ("abcde"[number] * 32, OLD)
+        assert len(client.search_model_versions(f"name = '{name}'")) == 2
+    assert len(client.search_registered_models()) == len(lakes)
+    assert model_of(lakes[0], "concept").startswith("lakelens-concept-bucket-a-b-")
+
+
+def test_a_lake_with_a_store_of_its_own_has_models_of_plain_names_unless_the_registry_lies_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lake = Lake("file:///data/lake")
+    assert model_of(lake, "concept") == "lakelens-concept"
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "http://127.0.0.1:5000")
+    assert model_of(lake, "concept").startswith("lakelens-concept-data-lake-")
 
 
 @pytest.mark.spark
