@@ -76,6 +76,7 @@ class Airflow:
     url: str
     environment: Mapping[str, str]
     token: list[str] = field(default_factory=list)
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
         """What the API answers; raises urllib.error.HTTPError where it refuses."""
@@ -192,11 +193,10 @@ def running_airflow(home: Path, venv: Path, *, more_dags: Mapping[str, str] | No
     }
     airflow = Airflow(home, url, environment)
     airflow.command("db", "migrate")
-    processes = []
     try:
         for component in COMPONENTS:
             with (home / f"{component[0]}.log").open("w") as log:
-                processes.append(
+                airflow.processes.append(
                     subprocess.Popen(
                         [venv / "bin" / "airflow", *component], env=environment, stdout=log, stderr=log,
                         start_new_session=True,
@@ -207,10 +207,10 @@ def running_airflow(home: Path, venv: Path, *, more_dags: Mapping[str, str] | No
             airflow.ask("POST", "pools", {"name": pool, "slots": 1})
         yield airflow
     finally:
-        for process in processes:
+        for process in airflow.processes:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
-        for process in processes:
+        for process in airflow.processes:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(15)
             with suppress(ProcessLookupError):
