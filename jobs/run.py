@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobs import check, crawl, evaluate, featurize, golden, maintain, metrics, tracking
 from jobs.command import FINISHED, REJECTED, Common, Ending, one_line, progress_of
@@ -159,7 +159,7 @@ def run_jobs(common: Common, names: Sequence[str], *, selection: Selection | Non
             progress.note(_cost_line(total, config))
     statuses = [one.result.status for one in done]
     judged = next((status for status in statuses if status in ("accepted", "rejected")), statuses[-1])
-    facts = {
+    facts: dict[str, Any] = {
         "run_id": common.run_id,
         "lake": lake.uri,
         "status": judged,
@@ -169,6 +169,7 @@ def run_jobs(common: Common, names: Sequence[str], *, selection: Selection | Non
     if report is not None:
         facts["report"] = str(report)
         facts["usd"] = cost_usd(total, config.prices)
+        facts["n_media"] = sum(total.n_media.values())
         messages.append(f"report at {report}")
     message = "; ".join(messages)
     return Ending(exit_code=REJECTED if judged == "rejected" else FINISHED, message=message, facts=facts)
