@@ -201,7 +201,7 @@ def test_a_backfill_gives_the_history_to_another_featurizer_day_by_day(
         small_lake, dict(zip(("coffee", "rocket", "chelsea"), (days[0], days[0], days[1]), strict=True))
     )
     airflow.pause(BACKFILL, is_paused=False)
-    create_backfill(airflow, days, featurizers=[INT8], limit=2)
+    create_backfill(airflow, days, featurizers=[INT8], limit=3)
     until(lambda: list(backfilled(airflow).values()) == ["success"] * 2, lambda: str(airflow.runs(BACKFILL)))
     rows = [row for row in small_lake.rows("features") if row["featurizer"] == INT8]
     assert {row["media_id"]: row["run_id"][:17] for row in rows} == {
