@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from schemas import DOCUMENTS, FEATURES, FRAMES, MEDIA, RUNS
+from schemas import DOCUMENTS, FEATURES, FRAMES, MEDIA, RUNS, Table
 from tests.attempts import ROOT, Rows, assert_same, kill_all, signal_all, tables_of
 from tests.object_store import Proxy, azurite, environment, moto, proxied
 from tests.pictures import encode
@@ -57,19 +57,16 @@ class Place:
     proxy: Proxy
     environment: dict[str, str]
 
-    def rows(self, lake: str) -> dict[str, Rows]:
-        """The tables as delta-rs reads them, past Spark and the proxy."""
+    def rows(self, lake: str, tables: Sequence[Table] = TABLES) -> dict[str, Rows]:
+        """Tables as delta-rs reads them, past Spark and the proxy."""
         options = {"AWS_ENDPOINT_URL": self.endpoint, "AWS_ALLOW_HTTP": "true", "AWS_REGION": "us-east-1"}
         options |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
-        return tables_of(f"s3://{BUCKET}/{lake}", TABLES, options)
+        return tables_of(f"s3://{BUCKET}/{lake}", tables, options)
 
-    def begin(self, lake: str, log: Path, **changed: str) -> subprocess.Popen[str]:
-        """Begin the pipeline on a lake of the bucket."""
-        return begin(
-            ["run", str(self.pipeline), "--lake", f"s3a://{BUCKET}/{lake}", "--run-id", "r"],
-            log,
-            self.environment | changed,
-        )
+    def begin(self, lake: str, log: Path, *, command: str = "run") -> subprocess.Popen[str]:
+        """Begin the pipeline, or its crawl alone, on a lake of the bucket."""
+        what = ["run", str(self.pipeline)] if command == "run" else [command, "--conf", str(self.pipeline)]
+        return begin([*what, "--lake", f"s3a://{BUCKET}/{lake}", "--run-id", "r"], log, self.environment)
 
 
 def begin(arguments: list[str], log: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
@@ -132,20 +129,22 @@ def local(place: Place) -> Path:
 def assert_same_rows(place: Place, lake: str, local: Path) -> dict[str, Rows]:
     """The lake holds what the local one does, every object that it refers to among it."""
     found, expected = place.rows(lake), tables_of(local, TABLES)
-    both = [{name: rows[name] for name in (FRAMES.name, FEATURES.name)} for rows in (found, expected)]
-    assert_same(both[0], both[1])
-    for name, columns in (
-        (DOCUMENTS.name, ("url", "media_id", "error")),
-        (MEDIA.name, ("content", "size_bytes", "mime")),
-    ):
+    assert_same(*({name: rows[name] for name in (FRAMES.name, FEATURES.name)} for rows in (found, expected)))
+    assert_same_crawl(place, found, expected)
+    assert {row["status"] for row in found[RUNS.name].values()} == {"accepted"}
+    return found
+
+
+def assert_same_crawl(place: Place, found: dict[str, Rows], expected: dict[str, Rows]) -> None:
+    """The same documents and media, and every object that they refer to has its bytes."""
+    compared = {DOCUMENTS.name: ("url", "media_id", "error"), MEDIA.name: ("content", "size_bytes", "mime")}
+    for name, columns in compared.items():
         assert found[name].keys() == expected[name].keys()
         for key, row in expected[name].items():
             assert [found[name][key][column] for column in columns] == [row[column] for column in columns]
-    assert {row["status"] for row in found[RUNS.name].values()} == {"accepted"}
     for (media_id,), row in found[MEDIA.name].items():
         if row["pack_uri"] is not None:
             assert hashlib.sha256(stored(place, row["pack_uri"])).hexdigest() == media_id
-    return found
 
 
 def stored(place: Place, uri: str) -> bytes:
@@ -198,47 +197,82 @@ def written(place: Place, lake: str) -> set[str]:
 
 def test_of_two_drivers_at_once_one_works_and_the_other_is_refused(place: Place, local: Path, tmp_path: Path) -> None:
     logs = [tmp_path / "one.log", tmp_path / "other.log"]
-    both = [place.begin("two", log) for log in logs]
+    both = [place.begin("two", log, command="crawl") for log in logs]
     codes = [process.wait(timeout=PATIENCE_S) for process in both]
     said = [log.read_text() for log in logs]
     assert sorted(codes) == [0, 1], said
     refused = said[codes.index(1)]
     assert "is writing to s3a://bucket/two" in refused or "began to write to s3a://bucket/two" in refused
     assert "Traceback" not in refused
-    assert_same_rows(place, "two", local)
+    assert_same_crawl(place, place.rows("two"), tables_of(local, TABLES))
+
+
+AT_ONCE = """
+import sys, time
+from jobs.writer_lock import WriterRefused, sole_writer
+from jobs.stores import open_store
+open_store(sys.argv[1])[0].connect()
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    with sole_writer(sys.argv[1], run_id="r", heartbeat_s=1, expiry_s=float(sys.argv[2])):
+        print("took it", flush=True)
+        time.sleep(3)
+except WriterRefused:
+    print("refused", flush=True)
+"""
+
+
+def test_of_many_that_begin_at_one_moment_one_gets_the_lock_be_it_new_or_old(place: Place) -> None:
+    for expected in ("new", "released"):
+        command = [sys.executable, "-c", AT_ONCE, f"s3a://{BUCKET}/race", "30"]
+        many = [
+            subprocess.Popen(
+                command, cwd=ROOT, env=place.environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
+            for _ in range(6)
+        ]
+        for process in many:
+            assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        for process in many:
+            assert process.stdin is not None
+            process.stdin.write("\n")
+            process.stdin.flush()
+        said = sorted(process.communicate(timeout=60)[0].strip() for process in many)
+        assert said == ["refused"] * 5 + ["took it"], expected
 
 
 def test_a_killed_driver_is_taken_over_once_it_was_silent_for_long_enough(
     place: Place, local: Path, tmp_path: Path
 ) -> None:
     log = tmp_path / "killed.log"
-    killed = place.begin("killed", log)
+    killed = place.begin("killed", log, command="crawl")
     until = time.monotonic() + PATIENCE_S
     while "media" not in written(place, "killed"):
         assert killed.poll() is None and time.monotonic() < until, log.read_text()[-3000:]
         time.sleep(0.1)
     kill_all(killed)
     began = time.monotonic()
-    said = ended(place.begin("killed", log), log, 1)
+    said = ended(place.begin("killed", log, command="crawl"), log, 1)
     assert "run r on" in said and "if it died, in" in said
     assert time.monotonic() - began < 15  # before Spark starts
     time.sleep(EXPIRY_S)
-    ended(place.begin("killed", log), log, 0)
-    assert_same_rows(place, "killed", local)
+    ended(place.begin("killed", log, command="crawl"), log, 0)
+    assert_same_crawl(place, place.rows("killed"), tables_of(local, TABLES))
 
 
 def test_a_driver_that_wakes_after_another_took_over_writes_nothing_more(
     place: Place, local: Path, tmp_path: Path
 ) -> None:
     logs = [tmp_path / "asleep.log", tmp_path / "next.log"]
-    asleep = place.begin("asleep", logs[0])
+    asleep = place.begin("asleep", logs[0], command="crawl")
     until = time.monotonic() + PATIENCE_S
     while "media" not in written(place, "asleep"):
         assert asleep.poll() is None and time.monotonic() < until, logs[0].read_text()[-3000:]
         time.sleep(0.1)
     signal_all(asleep, signal.SIGSTOP)
     time.sleep(EXPIRY_S + 2)
-    ended(place.begin("asleep", logs[1]), logs[1], 0)
+    ended(place.begin("asleep", logs[1], command="crawl"), logs[1], 0)
     before = place.rows("asleep")
     signal_all(asleep, signal.SIGCONT)
     said = ended(asleep, logs[0], 1)
@@ -246,7 +280,7 @@ def test_a_driver_that_wakes_after_another_took_over_writes_nothing_more(
         "took over" in said or "taken over" in said or "RemoteFileChanged" in said or "File already exists" in said
     ), said
     assert place.rows("asleep") == before
-    assert_same_rows(place, "asleep", local)
+    assert_same_crawl(place, place.rows("asleep"), tables_of(local, TABLES))
 
 
 FENCE = """
