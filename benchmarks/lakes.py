@@ -68,7 +68,7 @@ def featurize(
     work = Work(due=due, linker=None)
     steps: list[tuple[float, bool]] = []  # when each step began, and whether it is a commit
 
-    def progress(said: Any) -> None:
+    def progress(said: Any, **_: object) -> None:
         steps.append((time.perf_counter(), str(said).startswith("committing")))
 
     before, started = tree_cpu_s(os.getpid(), {}), time.perf_counter()

@@ -16,6 +16,7 @@ from jobs.config import Config
 from jobs.expectations import Suite, describe_failure, validate
 from jobs.gates import UNREAD, rules_of
 from jobs.lake import REPORTS, Lake, read, repeated, version
+from jobs.progress import unseen
 from jobs.runs import (
     JobResult,
     Run,
@@ -269,7 +270,7 @@ def discard(spark: SparkSession, lake: Lake, config: Config, run_id: str) -> dic
         config_digest=config.digest(),
         heartbeat_s=config.featurize.heartbeat_s,
         expiry_s=config.featurize.lease_expiry_s,
-        progress=lambda text: None,
+        progress=unseen,
     ) as run:
         removed = {table.name: _delete(spark, lake, table, run_id) for table in (FEATURES, MENTIONS)}
         counts = ", ".join(f"{n} {table}" for table, n in removed.items())

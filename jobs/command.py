@@ -77,11 +77,12 @@ def exit_code_of(error: BaseException) -> int:
     from jobs.runs import RunPublished
     from jobs.session import SessionError
     from jobs.sources import SourceError
+    from jobs.stores import StoreRefused
 
     wrong_request: tuple[type[BaseException], ...] = (
         ConfigError, UnknownFeaturizer, LakeError, SessionError, SourceError, DiscardRefused, RunPublished,
         CatalogueError, WeightsError, GoldenError, FeaturesMissing, PromotionRefused,
-        ComparisonRefused, UnknownDocument,
+        ComparisonRefused, StoreRefused, UnknownDocument,
         PermissionError,
     )  # fmt: skip
     if isinstance(error, WeightsUnreachable):

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from jobs.lake import Lake, concurrency_errors, file_system, snapshot, version
+from jobs.lake import Lake, concurrency_errors, file_system, read_text, snapshot, version
 from jobs.runs import Run
 from schemas import Table
 
@@ -30,18 +30,12 @@ def log_entries(spark: SparkSession, lake: Lake, table: Table, *, after: int) ->
 
     Raises FileNotFoundError where the log no longer holds one of them.
     """
-    fs, _ = file_system(spark, lake.uri)
-    jvm = spark._jvm
-    assert jvm is not None
     for number in range(after + 1, version(spark, lake, table) + 1):
-        path = jvm.org.apache.hadoop.fs.Path(f"{lake.table(table)}/_delta_log/{number:020d}.json")
+        uri = f"{lake.table(table)}/_delta_log/{number:020d}.json"
+        fs, path = file_system(spark, uri)
         if not fs.exists(path):
             raise FileNotFoundError(f"{table.name}: the log no longer holds version {number}")
-        stream = fs.open(path)
-        try:
-            text = jvm.org.apache.commons.io.IOUtils.toString(stream, "UTF-8")
-        finally:
-            stream.close()
+        text = read_text(spark, uri)
         yield [json.loads(line) for line in text.splitlines() if line]
 
 

@@ -210,7 +210,7 @@ def _explain(error: ValidationError) -> str:
     return "; ".join(lines)
 
 
-def _built_in(name: str) -> str:
+def built_in(name: str) -> str:
     """Text of conf/NAME, which stands beside the package: in a checkout, in site-packages, in a zip."""
     package = importlib.resources.files("jobs")
     folder: Path = package.parent  # type: ignore[attr-defined]  # pathlib.Path, or zipfile.Path which has the same
@@ -226,7 +226,7 @@ def load_config(
     """
     raw: dict[str, Any] = {}
     for name in ("base.yaml", "prices.yaml"):
-        raw = merge(raw, _read_yaml(_built_in(name), f"conf/{name}"))
+        raw = merge(raw, _read_yaml(built_in(name), f"conf/{name}"))
     for file in files:
         try:
             text = file.read_text(encoding="utf-8")

@@ -25,7 +25,7 @@ from jobs.paired import detectable
 from jobs.progress import Progress
 from jobs.promote import BASELINE, CANDIDATE, COMPARE
 from jobs.quality import GoldenItem, Measurement
-from jobs.run import Prepared, run_job
+from jobs.run import Prepared, run_job, sole_writer_of
 from jobs.runs import JobResult, RunAccepted, run_rows, stored_run_id
 from jobs.session import spark_session
 from jobs.sweep import Trial, best, variant, with_grid
@@ -181,8 +181,9 @@ def run_experiment(
     progress = progress_of(common)
     with ExitStack() as stack:
         stack.enter_context(progress.shown())
+        stack.enter_context(sole_writer_of(common))
         progress(f"experiment {experiment.name}: starting Spark")
-        spark = spark_session(common.config.spark, f"lakelens experiment {experiment.name}")
+        spark = spark_session(common.config.spark, f"lakelens experiment {experiment.name}", lake=common.config.lake)
         lake = open_lake(spark, common.config.lake, create=False)
         claims = [
             read_claim(spark, lake, run_id, arm.due.spec.id) for run_id, arm in zip(claimed, variants, strict=False)

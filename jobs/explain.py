@@ -207,7 +207,7 @@ def show_explanation(common: Common, text: str) -> Ending:
     """Print every step of a document and write its page; with --json the facts are in the outcome instead."""
     named(text)
     lake_at(common.config.lake)
-    spark = spark_session(common.config.spark, "lakelens explain")
+    spark = spark_session(common.config.spark, "lakelens explain", lake=common.config.lake)
     lake = open_lake(spark, common.config.lake, create=False)
     facts = collect(spark, lake, text, expiry_s=common.config.featurize.lease_expiry_s)
     document = facts["document"]

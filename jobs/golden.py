@@ -160,7 +160,7 @@ def show_golden(common: Common) -> Ending:
     from jobs.tables import grid
 
     lake_at(common.config.lake)
-    spark = spark_session(common.config.spark, "lakelens golden list")
+    spark = spark_session(common.config.spark, "lakelens golden list", lake=common.config.lake)
     lake = open_lake(spark, common.config.lake, create=False)
     found = golden_sets(spark, lake)
     if not common.as_json:

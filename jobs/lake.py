@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from jobs.writer_lock import WRITER_LOCK, check_same_store
 from schemas import TABLES, Table
 from schemas.table import create_ddl, schema_difference
 
@@ -18,10 +20,15 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 STAGING = "_staging"
 PACKS = "_packs"
+WEIGHTS = "_weights"
 REPORTS = "reports"
 UNFINISHED = "_unfinished"  # an object that stands in a lake while it is cut from another
 # What Hadoop and the stores' clients say of a request that no repetition mends; the address or the rights are wrong.
-REFUSED = re.compile(r"AccessControlException|AccessDenied|Forbidden|UnsupportedFileSystem|No FileSystem for scheme")
+REFUSED = re.compile(
+    "AccessControlException|AccessDenied|Forbidden|UnsupportedFileSystem|No FileSystem for scheme|"
+    "UnknownStoreException|NoSuchBucket|NoAuthWithAWSException|InvalidAccessKeyId|SignatureDoesNotMatch"
+)
+UNWRITABLE = re.compile(r"Read-only file system|Permission denied|Operation not permitted")
 UPDATE_ATTEMPTS = 20  # of one small update that keeps meeting others; each attempt takes about a second
 
 
@@ -46,6 +53,10 @@ class Lake:
     def packs(self) -> str:
         """URI of the folder of the media that are too large for a row."""
         return f"{self.uri}/{PACKS}"
+
+    def weights(self) -> str:
+        """URI of the folder of the weights that a cluster's tasks load."""
+        return f"{self.uri}/{WEIGHTS}"
 
     def local_folder(self) -> str | None:
         """The lake's path in the local file system, or None where it is remote."""
@@ -72,10 +83,37 @@ def file_system(spark: SparkSession, uri: str) -> tuple[Any, Any]:
     return path.getFileSystem(spark._jsparkSession.sessionState().newHadoopConf()), path
 
 
+def read_text(spark: SparkSession, uri: str) -> str:
+    """A file's text, over py4j."""
+    fs, path = file_system(spark, uri)
+    jvm = spark._jvm
+    assert jvm is not None
+    stream = fs.open(path)
+    try:
+        return str(jvm.org.apache.commons.io.IOUtils.toString(stream, "UTF-8"))
+    finally:
+        stream.close()
+
+
 def remove_folder(spark: SparkSession, uri: str) -> None:
     """Remove a folder and what it holds; one that is not there is no error."""
     fs, path = file_system(spark, uri)
     fs.delete(path, True)
+
+
+def check_writable(spark: SparkSession, lake: Lake) -> None:
+    """Raise LakeError where the lake takes no files: a read-only mount or snapshot, or no permission to write."""
+    from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
+
+    fs, path = file_system(spark, f"{lake.uri}/.probe-{uuid.uuid4().hex}")
+    try:
+        fs.create(path, True).close()
+        fs.delete(path, False)
+    except Py4JJavaError as e:
+        said = str(e.java_exception)
+        if REFUSED.search(said) or UNWRITABLE.search(said):
+            raise LakeError(f"lake {lake.uri} cannot be written to: {said.splitlines()[0]}") from e
+        raise
 
 
 def open_lake(spark: SparkSession, uri: str, *, create: bool = True) -> Lake:
@@ -84,18 +122,20 @@ def open_lake(spark: SparkSession, uri: str, *, create: bool = True) -> Lake:
     Raises LakeError where the folder holds something else, where it is missing and `create` is false, or where a
     table's schema differs, with the difference.
     """
-    from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
+    from py4j.protocol import Py4JJavaError
     from pyspark.errors import AnalysisException
 
     lake = lake_at(uri)
     try:
         fs, root = file_system(spark, lake.uri)
         names = {status.getPath().getName() for status in fs.listStatus(root)} if fs.exists(root) else set()
+        check_same_store(lake.uri, lambda uri: read_text(spark, uri) if WRITER_LOCK in names else "")
     except Py4JJavaError as e:
         said = str(e.java_exception)
         if REFUSED.search(said):
             raise LakeError(f"lake {lake.uri} cannot be opened: {said.splitlines()[0]}") from e
         raise
+    names.discard(WRITER_LOCK)
     known = {table.name for table in TABLES}
     if UNFINISHED in names:
         raise LakeError(f"{lake.uri} is not whole: `lakelens sample` was cut short there; remove it and cut it again")

@@ -16,6 +16,7 @@ from jobs.config import Config
 from jobs.lake import STAGING, Lake, file_system, lake_at, open_lake, read, remove_folder, repeated, snapshot, version
 from jobs.runs import JobResult, Run, run_rows
 from jobs.session import spark_session
+from jobs.stores import open_store
 from jobs.tables import grid, readable_bytes
 from schemas import DOCUMENTS, EVALUATIONS, FEATURES, FETCHES, FRAMES, GOLDEN, MEDIA, MENTIONS, RUNS, TABLES, Table
 from schemas.table import schema_ddl
@@ -115,11 +116,9 @@ def modified_s(info: Mapping[str, Any]) -> float | None:
 
 def old_objects(batches: Iterable[pa.RecordBatch], before_s: float) -> Iterator[pa.RecordBatch]:
     """The objects (OBJECTS) in each `folder` that were written before a time and are named as crawls name them."""
-    import fsspec.core
-
     for batch in batches:
         for uri in batch.column("folder").to_pylist():
-            filesystem, path = fsspec.core.url_to_fs(uri)
+            filesystem, path = open_store(uri)
             filesystem.invalidate_cache()  # a Python worker outlives its task
             found = []
             for info in filesystem.ls(path, detail=True):
@@ -181,7 +180,6 @@ def remove_orphans(
     on an object that is there, so nothing is removed while one lives or once one has added media; it takes seconds from
     its row in `runs` to its first object, longer than the objects of one look take to be removed.
     """
-    import fsspec.core
     from pyspark.sql import functions as F
 
     fs, root = file_system(spark, lake.packs())
@@ -201,7 +199,7 @@ def remove_orphans(
         row = orphans.agg(F.count("*"), F.coalesce(F.sum("size_bytes"), F.lit(0))).collect()[0]
         return int(row[0]), int(row[1]), None
     n_objects = n_bytes = 0
-    filesystem, root_path = fsspec.core.url_to_fs(lake.packs())
+    filesystem, root_path = open_store(lake.packs())
     for i, row in enumerate(orphans.toLocalIterator()):
         if i % DELETED_AT_ONCE == 0:
             if living := crawls():
@@ -326,7 +324,7 @@ def show_dry_run(common: Common) -> Ending:
     progress = progress_of(common)
     with progress.shown():
         progress("starting Spark")
-        spark = spark_session(common.config.spark, "lakelens maintain --dry-run")
+        spark = spark_session(common.config.spark, "lakelens maintain --dry-run", lake=common.config.lake)
         lake = open_lake(spark, common.config.lake, create=False)
         found = tidy(
             spark, lake, retention=timedelta(hours=common.config.maintain.retention_hours),

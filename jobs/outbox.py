@@ -74,6 +74,7 @@ class Outbox:
     _client: Any = None
     _kept: Path | None = None
     _events: IO[str] | None = None  # of the folder `_kept`; held while this command may add to it
+    _is_lost: bool = False  # neither MLflow nor the folder takes anything
 
     def client(self) -> Any:
         """MLflow's client. Raises what MLflow raises."""
@@ -83,6 +84,8 @@ class Outbox:
 
     def tell(self, event: Event) -> None:
         """Send an event, or keep it. Whatever happens the caller goes on: a job is worth more than its log."""
+        if self._is_lost:
+            return
         if "path" in event.data and not Path(event.data["path"]).exists():
             self.warn(f"MLflow is not given {event.data['path']}, which is not there")
             return
@@ -106,7 +109,8 @@ class Outbox:
             self._events.flush()
             os.fsync(self._events.fileno())
         except OSError as e:
-            self.warn(f"MLflow cannot be used and {_named(event)} cannot be kept, it is lost: {e}")
+            self._is_lost = True
+            self.warn(f"MLflow cannot be used, and what it misses cannot be kept in {self.folder} and is lost: {e}")
 
     def close(self) -> None:
         """Let others send what was kept."""
@@ -122,8 +126,8 @@ def client_of(store: Store) -> Any:
         Path(store.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     from mlflow import MlflowClient
 
-    for logger in ("mlflow", "alembic"):  # which the import has set to INFO
-        logging.getLogger(logger).setLevel(logging.WARNING)
+    for logger in ("mlflow", "alembic"):  # what goes wrong is said by `Outbox`, in one line
+        logging.getLogger(logger).setLevel(logging.CRITICAL)
     return MlflowClient(tracking_uri=store.uri)
 
 

@@ -43,6 +43,10 @@ def readable_usd(usd: float) -> str:
     return f"${usd:,.{digits}f}"
 
 
+def unseen(text: Text, **context: object) -> None:
+    """Progress that nobody looks at."""
+
+
 class Progress:
     """One command's progress; call it with a text for each new phase."""
 

@@ -9,7 +9,7 @@ from jobs import tracking
 from jobs.command import FINISHED, Common, Ending, progress_of
 from jobs.lake import Lake, lake_at, open_lake, read
 from jobs.published import PROMOTE, ROLLBACK, Champion, champions, kind_of
-from jobs.run import Prepared, run_job
+from jobs.run import Prepared, run_job, sole_writer_of
 from jobs.runs import JobResult, covered_run_ids, run_rows
 from jobs.session import spark_session
 from schemas import FEATURES
@@ -100,9 +100,9 @@ def _move(common: Common, job: str, chosen: Any) -> Ending:
     config = common.config
     tracking.tracking_store(lake_at(config.lake))
     progress = progress_of(common)
-    with progress.shown():
+    with progress.shown(), sole_writer_of(common):
         progress(f"{job}: starting Spark")
-        spark = spark_session(config.spark, f"lakelens {job}")
+        spark = spark_session(config.spark, f"lakelens {job}", lake=config.lake)
         lake = open_lake(spark, config.lake, create=False)
         champion, why = chosen(spark, lake)
         said = f"champion of kind {kind_of(champion.featurizer)} is now {champion} ({why})"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobs import check, crawl, evaluate, featurize, golden, maintain, metrics, tracking
 from jobs.command import FINISHED, REJECTED, Common, Ending, one_line, progress_of
@@ -23,6 +23,7 @@ from jobs.session import session_is_up, spark_session
 from jobs.stage_times import times_of
 from jobs.work import Selection
 from jobs.work import prepare as prepare_work
+from jobs.writer_lock import sole_writer
 from schemas import TABLES
 
 if TYPE_CHECKING:
@@ -98,6 +99,16 @@ def prepare(name: str, config: Config, selection: Selection) -> Prepared:
     )
 
 
+def sole_writer_of(common: Common) -> AbstractContextManager[object]:
+    """Be the only driver that writes the lake while a command lasts; raises WriterRefused, StoreRefused."""
+    return sole_writer(
+        lake_at(common.config.lake).uri,
+        run_id=common.run_id,
+        heartbeat_s=common.config.featurize.heartbeat_s,
+        expiry_s=common.config.featurize.lease_expiry_s,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Finished:
     """A job that ended."""
@@ -114,9 +125,10 @@ def run_jobs(common: Common, names: Sequence[str], *, selection: Selection | Non
     progress = progress_of(common)
     with ExitStack() as stack:
         stack.enter_context(progress.shown())
+        stack.enter_context(sole_writer_of(common))
         progress(f"run {common.run_id}: starting Spark")
         began = time.monotonic() if session_is_up() else process_began()
-        spark = spark_session(config.spark, f"lakelens {common.run_id}")
+        spark = spark_session(config.spark, f"lakelens {common.run_id}", lake=config.lake)
         progress.watch(lambda: _tasks(spark))
         meter = stack.enter_context(Meter(spark, config.spark, began=began).collecting())
         meter.started()
@@ -147,7 +159,7 @@ def run_jobs(common: Common, names: Sequence[str], *, selection: Selection | Non
             progress.note(_cost_line(total, config))
     statuses = [one.result.status for one in done]
     judged = next((status for status in statuses if status in ("accepted", "rejected")), statuses[-1])
-    facts = {
+    facts: dict[str, Any] = {
         "run_id": common.run_id,
         "lake": lake.uri,
         "status": judged,
@@ -157,6 +169,7 @@ def run_jobs(common: Common, names: Sequence[str], *, selection: Selection | Non
     if report is not None:
         facts["report"] = str(report)
         facts["usd"] = cost_usd(total, config.prices)
+        facts["n_media"] = sum(total.n_media.values())
         messages.append(f"report at {report}")
     message = "; ".join(messages)
     return Ending(exit_code=REJECTED if judged == "rejected" else FINISHED, message=message, facts=facts)
@@ -247,8 +260,9 @@ def _tasks(spark: SparkSession) -> tuple[int, int]:
 
 def discard_run(common: Common, run_id: str) -> Ending:
     """Remove the rows of a rejected or failed run, so that the next plan computes them again."""
-    spark = spark_session(common.config.spark, f"lakelens discard {run_id}")
-    lake = open_lake(spark, common.config.lake, create=False)
-    removed = check.discard(spark, lake, common.config, run_id)
+    with sole_writer_of(common):
+        spark = spark_session(common.config.spark, f"lakelens discard {run_id}", lake=common.config.lake)
+        lake = open_lake(spark, common.config.lake, create=False)
+        removed = check.discard(spark, lake, common.config, run_id)
     counts = ", ".join(f"{n} rows of {table}" for table, n in removed.items())
     return Ending(exit_code=FINISHED, message=f"discarded {counts} written by {run_id}", facts={"removed": removed})

@@ -14,9 +14,10 @@ from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
 from typing import TYPE_CHECKING, Any, Literal
 
-from jobs.lake import Lake, read, repeated, sql_text
+from jobs.lake import Lake, check_writable, read, repeated, sql_text
 from jobs.polling import polling
-from jobs.progress import Text
+from jobs.progress import unseen
+from jobs.writer_lock import WriterLost, sole_writer
 from schemas import RUNS
 from schemas.table import spark_type
 
@@ -50,7 +51,7 @@ class Run:
     inputs: Mapping[str, int]  # table -> version, pinned at the first attempt
     started: datetime  # of the first attempt
     resumed: bool
-    progress: Callable[..., None] = field(default=lambda text, **context: None)  # jobs.progress.Progress, or alike
+    progress: Callable[..., None] = unseen  # a jobs.progress.Progress, or alike
     check_owned: Callable[[], None] = field(default=lambda: None)  # raises RunTakenOver
 
 
@@ -104,14 +105,10 @@ def decide_start(row: Mapping[str, Any] | None, *, now: datetime, expiry_s: floa
     return "take_over"
 
 
-def lease_held(outputs: Mapping[str, str], *, expiry_s: float, one_writer: bool = False) -> str:
-    """SQL condition on `runs`: a run that lives and writes one of the same (featurizer, fingerprint).
-
-    With `one_writer` every live run counts, whatever it writes.
-    """
+def lease_held(outputs: Mapping[str, str], *, expiry_s: float) -> str:
+    """SQL condition on `runs`: a run that lives and writes one of the same (featurizer, fingerprint)."""
     same = [f"outputs[{sql_text(featurizer)}] = {sql_text(fp)}" for featurizer, fp in outputs.items()]
-    shares = "true" if one_writer else " OR ".join(same) or "false"
-    return f"status = 'running' AND {_beats(expiry_s)} AND ({shares})"
+    return f"status = 'running' AND {_beats(expiry_s)} AND ({' OR '.join(same) or 'false'})"
 
 
 def run_rows(spark: SparkSession, lake: Lake, condition: str = "true") -> list[dict[str, Any]]:
@@ -182,16 +179,35 @@ def executing(
     config_digest: str,
     heartbeat_s: float,
     expiry_s: float,
-    progress: Callable[[Text], None],
+    progress: Callable[..., None],
 ) -> Iterator[Run]:
     """Hold a run for a `with` block: insert or resume it, keep its heart beating, mark it failed on error.
 
-    Whoever uses it ends the run with `finish`. Raises RunAccepted, RunRefused (the id or the lease is held).
+    Whoever uses it ends the run with `finish`. Raises RunAccepted, RunRefused (the id or the lease is held), and
+    WriterRefused where Delta's log cannot keep two drivers apart and another writes the lake, and LakeError where the
+    lake cannot be written to.
     """
+    with (
+        sole_writer(lake.uri, run_id=run_id, heartbeat_s=heartbeat_s, expiry_s=expiry_s) as check_sole,
+        _executing(
+            spark, lake, run_id=run_id, job=job, inputs=inputs, outputs=outputs, config_digest=config_digest,
+            heartbeat_s=heartbeat_s, expiry_s=expiry_s, progress=progress, check_sole=check_sole,
+        ) as run,
+    ):  # fmt: skip
+        yield run
+
+
+@contextmanager
+def _executing(
+    spark: SparkSession, lake: Lake, *, run_id: str, job: str, inputs: Mapping[str, int], outputs: Mapping[str, str],
+    config_digest: str, heartbeat_s: float, expiry_s: float, progress: Callable[..., None],
+    check_sole: Callable[[], None],
+) -> Iterator[Run]:  # fmt: skip
+    """`executing` by the only driver that writes the lake; check_sole raises WriterLost where it is not any more."""
+    check_writable(spark, lake)
     now = datetime.now(UTC)
     owner = secrets.token_hex(8)
-    # Delta's log on s3a:// cannot keep two drivers apart, whatever they write.
-    held = lease_held(outputs, expiry_s=expiry_s, one_writer=lake.uri.startswith("s3a://"))
+    held = lease_held(outputs, expiry_s=expiry_s)
     rows = run_rows(spark, lake, f"run_id = {sql_text(run_id)}")
     row = rows[0] if rows else None
     if decide_start(row, now=now, expiry_s=expiry_s) == "insert":
@@ -228,6 +244,7 @@ def executing(
     beaten = [now]
 
     def beat_once() -> None:
+        check_sole()
         beat_at = datetime.now(UTC)
         update_run(spark, lake, run_id, owner=owner, heartbeat=beat_at)
         beaten[0] = beat_at
@@ -243,6 +260,7 @@ def executing(
             return
 
     def check_owned() -> None:
+        check_sole()
         if lost.is_set():
             raise RunTakenOver(f"run {run_id} was taken over by another attempt; this one stops")
         if datetime.now(UTC) - beaten[0] >= timedelta(seconds=expiry_s):  # others may take this run for dead
@@ -252,9 +270,10 @@ def executing(
         with polling(beat, every_s=heartbeat_s, name="heartbeat"):
             yield Run(**{**run.__dict__, "progress": progress, "check_owned": check_owned})
     except BaseException as e:
-        if isinstance(e, RunTakenOver):
+        if isinstance(e, (RunTakenOver, WriterLost)):
             raise
         with _quietly():
+            check_sole()
             mine = f"run_id = {sql_text(run_id)} AND owner = {sql_text(owner)}"
             failed = {"status": "failed", "ended": datetime.now(UTC)}
             if not _update(spark, lake, f"{mine} AND status = 'running'", failed) and not run_rows(spark, lake, mine):
@@ -285,7 +304,8 @@ def _refused(spark: SparkSession, lake: Lake, held: str, *, expiry_s: float) -> 
 
 
 def finish(spark: SparkSession, lake: Lake, run: Run, result: JobResult, *, mlflow_run_id: str | None) -> None:
-    """Write how a run ended; raises RunTakenOver where another attempt owns it."""
+    """Write how a run ended; raises RunTakenOver where another attempt owns it, WriterLost where another writes."""
+    run.check_owned()
     update_run(
         spark,
         lake,

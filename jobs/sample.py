@@ -32,6 +32,7 @@ from jobs.lake import (
 from jobs.packs import Packs, StorageFailed, check_store, open_pack
 from jobs.runs import code_version, stored_run_id
 from jobs.session import spark_session
+from jobs.stores import store_of
 from jobs.work import buckets, in_sample
 from schemas import (
     DOCUMENTS,
@@ -339,7 +340,8 @@ def show_sample(common: Common, sample: Sample, out_uri: str) -> Ending:
     progress = progress_of(common)
     with progress.shown():
         progress("starting Spark")
-        spark = spark_session(common.config.spark, f"lakelens sample {common.run_id}")
+        on_store = common.config.lake if store_of(common.config.lake) else out_uri
+        spark = spark_session(common.config.spark, f"lakelens sample {common.run_id}", lake=on_store)
         lake = open_lake(spark, common.config.lake, create=False)
         out = begin_shard(spark, lake, out_uri)
         try:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from featurizers.weights import cache_dir
 from jobs.config import Spark
+from jobs.stores import spark_settings, store_of
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -94,18 +95,29 @@ def check_java(java: str | None = None) -> int:
     return version
 
 
-def jar_folder() -> Path:
-    """Where `make setup` puts the Delta JARs, once for all checkouts of this user."""
-    return cache_dir() / "jars" / DELTA_PACKAGE.replace(":", "_")
+def jar_folder(name: str = DELTA_PACKAGE.replace(":", "_")) -> Path:
+    """Where `make setup` puts JARs, by default Delta's, once for all checkouts of this user."""
+    return cache_dir() / "jars" / name
 
 
-def jars() -> list[Path]:
-    """The Delta JARs on this machine; raises SessionError if one is missing."""
+def jars(lake: str = "") -> list[Path]:
+    """The JARs on this machine of Delta and of the lake's store; raises SessionError if one is missing."""
     paths = [jar_folder() / name for name in DELTA_JARS]
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
         raise SessionError(f"Delta Lake's JARs {', '.join(missing)} are not in {jar_folder()}; run `make setup`")
-    return paths
+    store = store_of(lake)
+    if store is None:
+        return paths
+    folder = jar_folder(store.jar_folder_name)
+    of_store = [folder / name for name in store.jars()]
+    missing = [path.name for path in of_store if not path.is_file()]
+    if missing:
+        raise SessionError(
+            f"a lake at {lake} needs {len(missing)} JARs, {missing[0]} for one, that are not in {folder}; run "
+            f"`make setup STORES={store.name}`"
+        )
+    return paths + of_store
 
 
 def local_cores(master: str) -> int | None:
@@ -151,12 +163,12 @@ def cpus_per_task(cores: int, memory: int) -> int:
     return -(-cores // n_workers)
 
 
-def settings(config: Spark) -> dict[str, str]:
-    """The Spark settings of a session that this process starts; those of the configuration win."""
-    chosen = dict(EVERYWHERE)
+def settings(config: Spark, lake: str = "") -> dict[str, str]:
+    """The Spark settings of a session for a lake that this process starts; those of the configuration win."""
+    chosen = EVERYWHERE | spark_settings(lake)
     chosen["spark.master"] = config.master
     chosen["spark.driver.memory"] = config.driver_memory
-    chosen["spark.jars"] = ",".join(str(path) for path in jars())
+    chosen["spark.jars"] = ",".join(str(path) for path in jars(lake))
     cores = local_cores(config.master)
     options = [] if cores is None else LOCAL_JAVA_OPTIONS
     logging = Path(__file__).with_name("log4j2.json.properties" if config.log == "json" else "log4j2.properties")
@@ -216,9 +228,15 @@ def gpu_settings(config: Spark, cores: int | None) -> dict[str, str]:
     return chosen
 
 
-def submitted_settings(config: Spark) -> dict[str, str]:
-    """What is set on top of the settings that `spark-submit` was given, whose master stands."""
-    return EVERYWHERE | log_settings(config) | (gpu_settings(config, None) if config.gpus else {}) | config.settings
+def submitted_settings(config: Spark, lake: str = "") -> dict[str, str]:
+    """What is set on top of the settings that `spark-submit` was given, whose master and JARs stand."""
+    return (
+        EVERYWHERE
+        | log_settings(config)
+        | spark_settings(lake)
+        | (gpu_settings(config, None) if config.gpus else {})
+        | config.settings
+    )
 
 
 def keep_zip_listings() -> None:
@@ -239,8 +257,8 @@ def session_is_up() -> bool:
     return SparkContext._active_spark_context is not None
 
 
-def spark_session(config: Spark, app_name: str) -> SparkSession:
-    """The Spark session of this process, started if there is none.
+def spark_session(config: Spark, app_name: str, *, lake: str = "") -> SparkSession:
+    """The Spark session of this process, started if there is none, with what the lake's store needs.
 
     Under `spark-submit` the submitter's master, memory and JARs stand, and the rest is set on top.
     Raises SessionError where Java or the JARs are missing, or Spark does not start.
@@ -249,10 +267,10 @@ def spark_session(config: Spark, app_name: str) -> SparkSession:
     from pyspark.sql import SparkSession
 
     if "PYSPARK_GATEWAY_PORT" in os.environ:
-        chosen = submitted_settings(config)
+        chosen = submitted_settings(config, lake)
     else:
         check_java()
-        chosen = settings(config)
+        chosen = settings(config, lake)
         os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
         if local_cores(config.master) is not None:
             os.environ["SPARK_LOCAL_IP"] = "127.0.0.1"

@@ -1,4 +1,4 @@
-"""Makes a machine ready: Java, JARs, default weights, sample media. Knows no table and starts no job."""
+"""Makes a machine ready: Java, JARs (of stores too), weights, sample media. Knows no table and starts no job."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from jobs.config import ConfigError, load_config
 from jobs.session import DELTA_JARS, DELTA_PACKAGE, SessionError, check_java, jar_folder
-
-SAMPLE_FOLDER = Path("build") / "sample"  # below the checkout
+from jobs.stores import STORES, Store
 
 # Spark ships all of these, mostly newer; without them 13 MB are fetched instead of 174 MB.
 SHIPPED_WITH_SPARK = (
@@ -39,6 +39,12 @@ SHIPPED_WITH_SPARK = (
     "javax.annotation:*",
     "org.xerial.snappy:*",
     "org.antlr:*",
+    "commons-codec:*",
+    "org.apache.httpcomponents:*",
+    "io.netty:*",
+    # The whole AWS SDK, 600 MB; hadoop-aws works with the parts that it uses.
+    "software.amazon.awssdk:bundle",
+    "org.apache.hadoop.thirdparty:*",
 )
 RESOLVE_TIMEOUT_S = 600
 
@@ -55,14 +61,29 @@ def java() -> str:
 def delta_jars(folder: Path | None = None, *, package: str = DELTA_PACKAGE) -> str:
     """Put Delta's JARs into `folder` (`jar_folder()`) unless they are there, checked by digest; raises SetupError."""
     folder = folder or jar_folder()
-    if all((folder / name).is_file() for name in DELTA_JARS):
-        return f"Delta JARs in {folder}"
+    if _fetch(folder, [package], DELTA_JARS, prefix="io.delta_"):
+        return f"{len(DELTA_JARS)} Delta JARs fetched into {folder}"
+    return f"Delta JARs in {folder}"
+
+
+def store_jars(store: Store) -> str:
+    """Put the JARs of an object store into the cache unless they are there, checked by digest; raises SetupError."""
+    folder, jars = jar_folder(store.jar_folder_name), store.jars()
+    fetched = _fetch(folder, store.packages, jars)
+    return f"{len(jars)} JARs {'fetched into' if fetched else 'in'} {folder}"
+
+
+def _fetch(folder: Path, packages: Sequence[str], jars: Mapping[str, str], *, prefix: str = "") -> bool:
+    """Put JARs, file name to SHA-256, into `folder`; False where they are there. prefix: what Ivy puts before names."""
+    if all((folder / name).is_file() for name in jars):
+        return False
+    package = ",".join(packages)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".resolving-") as scratch:
-        resolved = {path.name.removeprefix("io.delta_"): path for path in _resolve(package, Path(scratch))}
+        resolved = {path.name.removeprefix(prefix): path for path in _resolve(package, Path(scratch))}
         ready = Path(scratch) / "ready"
         ready.mkdir()
-        for name, sha256 in DELTA_JARS.items():
+        for name, sha256 in jars.items():
             if name not in resolved:
                 raise SetupError(f"{package} came without {name}; it brought {', '.join(sorted(resolved))}")
             found = hashlib.sha256(resolved[name].read_bytes()).hexdigest()
@@ -71,7 +92,7 @@ def delta_jars(folder: Path | None = None, *, package: str = DELTA_PACKAGE) -> s
             shutil.copyfile(resolved[name], ready / name)
         shutil.rmtree(folder, ignore_errors=True)  # an incomplete one
         ready.rename(folder)
-    return f"{len(DELTA_JARS)} Delta JARs fetched into {folder}"
+    return True
 
 
 def _resolve(package: str, scratch: Path) -> list[Path]:
@@ -129,21 +150,33 @@ def weights() -> str:
 
 def sample() -> str:
     """Build the sample media; raises SampleError and WeightsError."""
-    from jobs.sample_media import build
+    from jobs.sample_media import build, sample_folder
 
-    folder = build(Path(__file__).parent.parent / SAMPLE_FOLDER)
+    folder = build(sample_folder())
     return f"sample media in {folder}"
 
 
 def main(arguments: list[str]) -> int:
-    """Run every step; one line each. Exit code 1 for what is worth another try, 2 for what is not."""
-    unknown = [argument for argument in arguments if argument != "--debug"]
+    """Run every step; one line each. Exit code 1 for what is worth another try, 2 for what is not.
+
+    `--stores s3,azure` fetches the JARs of these stores and does nothing else.
+    """
+    at = arguments.index("--stores") if "--stores" in arguments else len(arguments)
+    named = [name for name in ",".join(arguments[at + 1 : at + 2]).split(",") if name]
+    unknown = [argument for argument in [*arguments[:at], *arguments[at + 2 :]] if argument != "--debug"]
     if unknown:
-        print(f"setup: {unknown[0]!r} is not an option; allowed: --debug", file=sys.stderr)
+        print(f"setup: {unknown[0]!r} is not an option; allowed: --debug, --stores NAMES", file=sys.stderr)
+        return 2
+    strange = [name for name in named if name not in STORES]
+    if strange or (at < len(arguments) and not named):
+        said = f"{strange[0]!r} is not a store" if strange else "--stores names none"
+        print(f"setup: {said}; allowed, with commas between them: {', '.join(STORES)}", file=sys.stderr)
         return 2
     steps: list[tuple[str, Callable[[], str]]] = [
         ("java", java), ("jars", delta_jars), ("weights", weights), ("sample", sample)
     ]  # fmt: skip
+    if named:
+        steps = [(name, partial(store_jars, STORES[name])) for name in named]
     for name, step in steps:
         started = time.monotonic()
         try:

@@ -96,7 +96,7 @@ def show_tables(common: Common) -> Ending:
     from pyspark.sql import functions as F
 
     lake_at(common.config.lake)  # what is wrong with the address is said before Spark starts
-    spark = spark_session(common.config.spark, "lakelens tables")
+    spark = spark_session(common.config.spark, "lakelens tables", lake=common.config.lake)
     lake = open_lake(spark, common.config.lake, create=False)
     now = datetime.now(UTC)
     tables: list[dict[str, Any]] = []

@@ -39,6 +39,7 @@ class Due:
     paths: Mapping[str, Path]
     # of what stands at `paths` as the run begins: nothing else may be loaded
     sha256: Mapping[str, str] = field(default_factory=dict)
+    shipped: Mapping[str, str] = field(default_factory=dict)  # URIs that the tasks of a cluster have them from
     fingerprint: str
 
     @property

@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 import pytest
 
-from schemas import FEATURES, FRAMES
+from schemas import FEATURES, FRAMES, Table
 from tests.fault_driver import ANSWER, EXPIRY_S
 
 ROOT = Path(__file__).parent.parent
@@ -194,13 +194,15 @@ def at_driver_phase(phase: str, lake: Path, *, commits: int) -> Callable[[Attemp
     return is_now
 
 
-def tables_of(lake: Path) -> dict[str, Rows]:
-    """frames and features by key; fails where a key comes twice."""
+def tables_of(
+    lake: Path | str, tables: Sequence[Table] = (FRAMES, FEATURES), options: dict[str, str] | None = None
+) -> dict[str, Rows]:
+    """frames and features, or other tables, by key; fails where a key comes twice. options: of the lake's store."""
     from deltalake import DeltaTable
 
     found: dict[str, Rows] = {}
-    for table in (FRAMES, FEATURES):
-        rows = DeltaTable(str(lake / table.name)).to_pyarrow_table().to_pylist()
+    for table in tables:
+        rows = DeltaTable(f"{lake}/{table.name}", storage_options=options).to_pyarrow_table().to_pylist()
         found[table.name] = {tuple(row[name] for name in table.key): row for row in rows}
         assert len(found[table.name]) == len(rows), f"{table.name} holds a key twice"
     return found
@@ -220,7 +222,7 @@ def assert_same(disturbed: dict[str, Rows], undisturbed: dict[str, Rows]) -> Non
             assert (one["box"] is None) == (other["box"] is None)
             assert one["box"] is None or np.allclose(one["box"], other["box"], atol=1e-4)
             assert (one["vector"] is None) == (other["vector"] is None)
-            assert one["vector"] is None or 1 - np.dot(one["vector"], other["vector"]) <= 1e-4
+            assert one["vector"] is None or abs(1 - np.dot(one["vector"], other["vector"])) <= 1e-4
 
 
 def checkout_with_one_more_featurizer(folder: Path) -> Path:

@@ -22,10 +22,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the long fault tests out unless they are asked for by their marker."""
-    if "faults" not in config.option.markexpr:
-        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("faults")])
-        items[:] = [item for item in items if not item.get_closest_marker("faults")]
+    """Leave out what takes long or another environment, unless it is asked for by its marker."""
+    left_out = [marker for marker in ("faults", "cluster", "stores", "airflow") if marker not in config.option.markexpr]
+    deselected = [item for item in items if any(map(item.get_closest_marker, left_out))]
+    config.hook.pytest_deselected(items=deselected)
+    items[:] = [item for item in items if item not in deselected]
 
 
 @pytest.fixture(scope="session")

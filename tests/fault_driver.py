@@ -12,7 +12,6 @@ import shlex
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -83,7 +82,7 @@ def attempt(spark: Any, lake_uri: str, run_id: str, *assignments: str) -> None:
     with executing(
         spark, lake, run_id=run_id, job="featurize", inputs=featurize.pins(spark, lake), outputs=work.outputs,
         config_digest=config.digest(), heartbeat_s=config.featurize.heartbeat_s,
-        expiry_s=config.featurize.lease_expiry_s, progress=partial(print, file=sys.stderr),
+        expiry_s=config.featurize.lease_expiry_s, progress=lambda text, **context: print(text, file=sys.stderr),
     ) as run:  # fmt: skip
         selection = Selection(retry_errors=run_id.startswith("again"))
         finish(spark, lake, run, featurize.run(spark, lake, config, run, work, selection), mlflow_run_id=None)

@@ -14,6 +14,7 @@ import pytest
 from jobs.check import DiscardRefused, JudgedRun, judged_runs
 from jobs.config import load_config
 from jobs.expectations import Judgement, describe_failure
+from jobs.progress import unseen
 from schemas import DOCUMENTS, FEATURES, FETCHES, FRAMES, MEDIA, MENTIONS, RUNS
 from tests import rows
 from tests.rows import CONCEPT, ENTITY, FINGERPRINTS, LINKER, OBJECT
@@ -239,7 +240,7 @@ def test_a_bad_row_rejects_its_run_until_it_is_discarded(spark: Any, tmp_path: P
     def checked(run_id: str) -> Any:
         with executing(
             spark, lake, run_id=run_id, job="check", inputs={}, outputs={}, config_digest="", heartbeat_s=300,
-            expiry_s=300, progress=lambda text: None,
+            expiry_s=300, progress=unseen,
         ) as run:  # fmt: skip
             result = check.run(spark, lake, config, run)
             finish(spark, lake, run, result, mlflow_run_id=None)

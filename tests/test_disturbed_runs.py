@@ -193,6 +193,35 @@ def test_of_two_runs_of_one_featurizer_at_once_one_does_it_and_the_other_names_i
     assert_same(tables_of(lake), faults.expected(MEAN))
 
 
+@pytest.mark.faults
+def test_of_two_schedulers_that_start_one_interval_at_once_one_does_it_and_the_other_adds_nothing(
+    faults: Faults, second: Driver, lake: Path
+) -> None:
+    faults.told.write_text("slow")
+    faults.driver.begin(lake, "day.featurize", of(MEAN), "featurize.lease_expiry_s=300")
+    second.begin(lake, "day.featurize", of(MEAN), "featurize.lease_expiry_s=300")
+    ends = [faults.driver.ended(), second.ended()]
+    [(code, message)] = [end for end in ends if end[0] != 0]
+    assert code == 1 and message.startswith("run day.featurize ") and ("lives" in message or "same moment" in message)
+    assert_same(tables_of(lake), faults.expected(MEAN))
+
+
+@pytest.mark.faults
+def test_a_lake_on_a_read_only_path_is_a_wrong_request_and_stays_as_it_is(faults: Faults, lake: Path) -> None:
+    if not faults.has_disk:
+        pytest.skip("no mount of its own: `unshare --mount --map-root-user` is not permitted here")
+    mount = f'mount --bind {lake} {lake} && mount -o remount,ro,bind {lake} && exec "$0" "$@"'
+    driver = start(faults.folder, "read-only log", within=["unshare", "--mount", "--map-root-user", "sh", "-c", mount])
+    try:
+        assert driver.ended() == (0, "ready")
+        code, message = driver.attempt(lake, "a.featurize", of(MEAN))
+    finally:
+        kill_all(driver.process)
+    assert code == 2 and f"lake file://{lake} cannot be written to: " in message and "Read-only file system" in message
+    assert faults.driver.attempt(lake, "a.featurize", of(MEAN)) == (0, "")
+    assert_same(tables_of(lake), faults.expected(MEAN))
+
+
 def test_two_runs_of_different_featurizers_at_once_lose_and_double_nothing(
     faults: Faults, second: Driver, lake: Path
 ) -> None:

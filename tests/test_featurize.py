@@ -16,6 +16,7 @@ from jobs import featurize, runs
 from jobs.commit import last_transaction
 from jobs.config import Config, load_config
 from jobs.lake import Lake, append, open_lake, read, version
+from jobs.progress import unseen
 from jobs.work import Selection, media_to_plan, prepare
 from schemas import DOCUMENTS, FEATURES, FRAMES, MEDIA, MENTIONS
 from schemas.table import schema_ddl
@@ -68,7 +69,7 @@ def execute(
     work = prepare(config.featurize)
     with runs.executing(
         spark, lake, run_id=f"{name}.featurize", job="featurize", inputs=featurize.pins(spark, lake),
-        outputs=work.outputs, config_digest="d", heartbeat_s=60, expiry_s=300, progress=lambda text: None,
+        outputs=work.outputs, config_digest="d", heartbeat_s=60, expiry_s=300, progress=unseen,
     ) as run:  # fmt: skip
         if while_running is not None:
             while_running(run)

