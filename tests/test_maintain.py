@@ -161,7 +161,7 @@ def test_orphans_of_aborted_writes_go_and_time_travel_within_the_retention_stays
 ) -> None:
     lake = small_lake.copied(small, tmp_path / "lake")
     for name in ("x", "y"):  # small files to be put together
-        append(rows.frame_of(spark, MENTIONS, [rows.mention(name, doc_id=f"{name}" * 32)]), lake, MENTIONS)
+        append(rows.frame_of(spark, MENTIONS, [rows.mention(name, doc_id=f"{name}" * 32)]).coalesce(1), lake, MENTIONS)
     at, n_mentions = version(spark, lake, MENTIONS), read(spark, lake, MENTIONS).count()
     orphans = aborted_write(spark, lake)
     assert orphans, "the aborted write left nothing behind"
