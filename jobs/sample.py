@@ -322,7 +322,7 @@ def cut(
     taken: dict[str, Any] = dict.fromkeys(RUNS.columns.names)
     taken |= {"run_id": run_id, "job": "sample", "owner": secrets.token_hex(8), "status": "finished", "started": began}
     taken |= {"heartbeat": datetime.now(UTC), "ended": datetime.now(UTC), "covers": [], "inputs": pinned, "outputs": {}}
-    taken |= {"metrics": {"fraction": sample.fraction, "documents": float(n_documents)}, "whole_plan": True}
+    taken |= {"metrics": {"fraction": float(sample.fraction), "documents": float(n_documents)}, "whole_plan": True}
     taken |= {"config_digest": "", "code_version": code_version()}
     this = spark.createDataFrame([tuple(taken.values())], schema_ddl(RUNS.columns))
     append(run_history(source["runs"], versions).unionByName(this).coalesce(1), out, RUNS)

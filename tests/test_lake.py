@@ -131,6 +131,7 @@ def test_no_table_has_deletion_vectors(spark: SparkSession, lake: Lake) -> None:
         assert details.properties["delta.enableDeletionVectors"] == "false", table.name
 
 
+@pytest.mark.faults
 def test_a_row_that_breaks_the_contract_is_found(spark: SparkSession, small: Lake, tmp_path: Path) -> None:
     """The small lake with a duplicate of another run, a lost golden picture and a forbidden code."""
     from jobs.lake import append

@@ -156,6 +156,7 @@ def tidied(spark: SparkSession, lake: Lake, *, retention: timedelta = WEEK, is_d
 
 
 @pytest.mark.spark
+@pytest.mark.faults
 def test_orphans_of_aborted_writes_go_and_time_travel_within_the_retention_stays(
     spark: SparkSession, small: Lake, tmp_path: Path
 ) -> None:
@@ -230,7 +231,7 @@ def make_work(spark: SparkSession, small: Lake, folder: Path) -> tuple[Lake, set
     orphans = {aged(path, OLD_S) for path in aborted_write(spark, lake)}
     uri = small_lake.packs_of(lake).store(io.BytesIO(b"old"), media_id=rows.media_id("old"), size_bytes=3)
     for source in ("title", "gps"):
-        append(rows.frame_of(spark, MENTIONS, [rows.mention(NAMES[2], source=source)]), lake, MENTIONS)
+        append(rows.frame_of(spark, MENTIONS, [rows.mention(NAMES[2], source=source)]).coalesce(1), lake, MENTIONS)
     return lake, orphans, aged(Path(uri.removeprefix("file://")), OLD_S)
 
 
@@ -263,21 +264,30 @@ def test_maintenance_that_was_killed_can_be_done_again(
 
 
 @pytest.mark.spark
-def test_featurize_plans_no_file_again_and_keeps_its_waves_after_maintenance(
+def test_what_nobody_needs_goes_and_featurize_plans_no_file_again(
     spark: SparkSession, small: Lake, tmp_path: Path
 ) -> None:
+    """The short form: an aborted write, a crawl killed before its row, small files; time travel and plans stay."""
     from featurizers.spec import find_spec
     from jobs.commit import last_transaction
     from jobs.work import Due, new_media_files
 
-    lake = small_lake.copied(small, tmp_path / "lake")
+    lake, orphans, old = make_work(spark, small, tmp_path / "lake")
+    assert orphans, "the aborted write left nothing behind"
     app_id = f"{CONCEPT}#{rows.FINGERPRINTS[CONCEPT]}"
     more = rows.feature("z", CONCEPT, [rows.found(1280)])
-    append(rows.frame_of(spark, FEATURES, [more]), lake, FEATURES, app_id=app_id, transaction=4)
+    append(rows.frame_of(spark, FEATURES, [more]).coalesce(1), lake, FEATURES, app_id=app_id, transaction=4)
+    at, n_mentions = version(spark, lake, MENTIONS), read(spark, lake, MENTIONS).count()
+    media_at, media_files = version(spark, lake, MEDIA), files(lake, "media") - orphans
+    done = tidied(spark, lake)
+    assert (done.vacuumed["media"], done.n_objects, done.compacted["mentions"]) == (len(orphans), 1, 3)
+    assert not any(path.exists() for path in (*orphans, old))
+    assert (tmp_path / "lake/_packs" / small_lake.LARGE_ID[:2] / small_lake.LARGE_ID).exists()
+    assert (version(spark, lake, MEDIA), files(lake, "media")) == (media_at, media_files)
+    assert read(spark, lake, MENTIONS, version=at).count() == read(spark, lake, MENTIONS).count() == n_mentions
     due = Due(spec=find_spec(CONCEPT), paths={}, fingerprint=rows.FINGERPRINTS[CONCEPT])
-    runs = [run_row("r.featurize", "featurize", status="accepted", inputs={"media": version(spark, lake, MEDIA)})]
-    tidied(spark, lake)
-    planned = new_media_files(spark, lake, due, version(spark, lake, MEDIA), runs)
+    runs = [run_row("r.featurize", "featurize", status="accepted", inputs={"media": media_at})]
+    planned = new_media_files(spark, lake, due, media_at, runs)
     assert planned is not None and planned[0] == []
     assert last_transaction(spark, lake, FEATURES, app_id) == 4
     assert len(files(lake, FRAMES.name)) == 1

@@ -120,12 +120,10 @@ def test_a_shard_stands_alone_and_its_readers_see_what_they_would(
     from jobs.commit import last_transaction
     from jobs.published import champions, published
 
-    def shard(name: str, sample: Sample) -> Lake:
-        out = begin_shard(spark, small, str(tmp_path / name))
-        cut(spark, small, out, sample, run_id="s.sample", progress=lambda text: None)
-        return open_lake(spark, str(tmp_path / name), create=False)
-
-    whole = shard("whole", replace(ALL, hashed=["url", "page_url"]))
+    whole = begin_shard(spark, small, str(tmp_path / "whole"))
+    hashed = replace(ALL, hashed=["url", "page_url"])
+    cut(spark, small, whole, hashed, run_id="s.sample", progress=lambda text: None)
+    assert open_lake(spark, whole.uri, create=False) == whole
     assert ids_of(spark, whole) == ids_of(spark, small)
     assert broken_rules(spark, whole) == strangers(spark, whole) == {}
     held = read(spark, whole, MEDIA).where("pack_uri IS NOT NULL").collect()
@@ -139,7 +137,13 @@ def test_a_shard_stands_alone_and_its_readers_see_what_they_would(
     assert not any(row.whole_plan for run_id, row in runs.items() if run_id != "s.sample")
     assert not (tmp_path / "whole" / UNFINISHED).exists() and not list((tmp_path / "whole" / "_staging").iterdir())
 
-    few = shard("few", Sample(fraction=1, where=f"doc_id = '{rows.document(small_lake.NAMES[1])['doc_id']}'"))
+
+@pytest.mark.spark
+@pytest.mark.faults
+def test_a_shard_of_one_document_has_all_that_belongs_to_it(spark: SparkSession, small: Lake, tmp_path: Path) -> None:
+    only = Sample(fraction=1, where=f"doc_id = '{rows.document(small_lake.NAMES[1])['doc_id']}'")
+    few = begin_shard(spark, small, str(tmp_path / "few"))
+    cut(spark, small, few, only, run_id="s.sample", progress=lambda text: None)
     assert broken_rules(spark, few) == strangers(spark, few) == {}
     assert ids_of(spark, few) == {
         "documents": 1, "fetches": 1, "media": 1, "features": 4, "mentions": 1, "golden": 2, "evaluations": 1
