@@ -39,7 +39,7 @@ test-stores: STORES = s3,azure
 test-stores: setup stores ## lakes on a real S3 server (moto), with faults, kills and two drivers at once: about 10 minutes
 	$(PYTHON) -m pytest -n0 -m stores -v $(ARGS)
 
-test-airflow: setup $(AIRFLOW)/installed ## run the DAGs by a real Airflow, in an environment of its own: MINUTES
+test-airflow: setup $(AIRFLOW)/installed ## run the DAGs by a real Airflow, in an environment of its own
 	AIRFLOW_VENV=$(abspath $(AIRFLOW)) $(PYTHON) -m pytest -n0 -m airflow -v $(ARGS)
 
 check: $(VENV)/installed ## lint, formatting and types
