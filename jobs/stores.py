@@ -70,9 +70,7 @@ def spark_settings(uri: str, environment: Mapping[str, str] = os.environ) -> dic
     """What Spark is told of a lake's store, so that what Python's client takes from the environment serves both."""
     if store_of(uri) is not S3:
         return {}
-    # A file that must not be there is created by a conditional request: should a driver that was taken for dead wake up
-    # inside a commit, the commit fails instead of replacing another driver's.
-    chosen = {"spark.hadoop.fs.s3a.performance.flags": "create"}
+    chosen = {}
     endpoint = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL")
     if endpoint:
         chosen["spark.hadoop.fs.s3a.endpoint"] = endpoint

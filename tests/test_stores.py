@@ -276,40 +276,9 @@ def test_a_driver_that_wakes_after_another_took_over_writes_nothing_more(
     before = place.rows("asleep")
     signal_all(asleep, signal.SIGCONT)
     said = ended(asleep, logs[0], 1)
-    assert (
-        "took over" in said or "taken over" in said or "RemoteFileChanged" in said or "File already exists" in said
-    ), said
+    assert "took over" in said or "taken over" in said, said
     assert place.rows("asleep") == before
     assert_same_crawl(place, place.rows("asleep"), tables_of(local, TABLES))
-
-
-FENCE = """
-import sys
-from jobs.config import Spark
-from jobs.lake import file_system
-from jobs.session import spark_session
-from jobs.stores import open_store
-uri = sys.argv[1]
-spark = spark_session(Spark(master="local[1]"), "fence", lake=uri)
-fs, path = file_system(spark, uri)
-stream = fs.create(path, False)  # as Delta's log store does, which has seen that the version is free
-stream.write(b"second")
-store, key = open_store(uri)
-store.pipe_file(key, b"first")
-try:
-    stream.close()
-except Exception as e:
-    print("refused", type(e).__name__)
-print(store.cat_file(key))
-"""
-
-
-def test_a_commit_whose_version_another_driver_took_meanwhile_fails_and_replaces_nothing(place: Place) -> None:
-    command = [sys.executable, "-c", FENCE, f"s3a://{BUCKET}/fence/_delta_log/00000000000000000001.json"]
-    answer = subprocess.run(
-        command, cwd=ROOT, env=place.environment, capture_output=True, text=True, timeout=PATIENCE_S
-    )
-    assert answer.stdout.splitlines() == ["refused Py4JJavaError", "b'first'"], answer.stderr[-3000:]
 
 
 def test_a_bucket_that_is_not_there_is_a_wrong_request_that_names_it(place: Place, tmp_path: Path) -> None:

@@ -110,12 +110,11 @@ def test_what_is_set_in_the_environment_is_said_to_spark_and_to_python() -> None
     both = {"AWS_ENDPOINT_URL": "http://here:1", "AWS_REGION": "eu-west-1"}
     settings = {key.rpartition("s3a.")[2]: value for key, value in spark_settings(URI, both).items()}
     assert settings == {
-        "performance.flags": "create", "endpoint": "http://here:1", "path.style.access": "true",
-        "endpoint.region": "eu-west-1",
+        "endpoint": "http://here:1", "path.style.access": "true", "endpoint.region": "eu-west-1",
     }  # fmt: skip
     assert client_options(URI, both)["client_kwargs"] == {"region_name": "eu-west-1"}
     assert spark_settings("file:///lake", both) == client_options("file:///lake", both) == {}
-    assert [*spark_settings(URI, {})] == ["spark.hadoop.fs.s3a.performance.flags"]  # Amazon's own endpoint
+    assert spark_settings(URI, {}) == {}  # Amazon's own endpoint
     assert client_options(URI, {"AWS_MAX_ATTEMPTS": "3"})["config_kwargs"]["retries"]["max_attempts"] == 3
 
 
