@@ -74,6 +74,7 @@ def some_documents(spark: SparkSession) -> tuple[Any, Any]:
     return rows.frame_of(spark, DOCUMENTS, found), rows.frame_of(spark, FEATURES, failed)
 
 
+@pytest.mark.faults  # half a minute; what the long form has beside the kills
 @pytest.mark.spark
 def test_a_larger_fraction_holds_a_smaller_one_and_each_stratum_is_in_both(spark: SparkSession) -> None:
     documents, features = some_documents(spark)
