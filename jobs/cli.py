@@ -27,6 +27,7 @@ from jobs.command import (
     conclude,
 )
 from jobs.config import ConfigError
+from jobs.lake_commands import COMMANDS
 
 app = typer.Typer(
     name="lakelens",
@@ -360,19 +361,8 @@ def rollback(
     conclude("rollback", debug, json_, action)
 
 
-@app.command()
-def tables(
-    lake: LakeOption = None, conf: ConfOption = None, set_: SetOption = None,
-    json_: JsonOption = False, debug: DebugOption = False,
-) -> None:  # fmt: skip
-    """Show what the lake holds: tables, featurizers, recent runs."""
-
-    def action() -> Ending:
-        from jobs.tables import show_tables
-
-        return show_tables(common_of(lake, conf, set_, None, json_, debug))
-
-    conclude("tables", debug, json_, action)
+for lake_command in COMMANDS:
+    app.command()(lake_command)
 
 
 def main() -> None:

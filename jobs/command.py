@@ -70,6 +70,7 @@ def exit_code_of(error: BaseException) -> int:
     from jobs.check import DiscardRefused
     from jobs.claims import ComparisonRefused
     from jobs.evaluate import FeaturesMissing
+    from jobs.explain import UnknownDocument
     from jobs.golden_labels import GoldenError
     from jobs.lake import LakeError
     from jobs.promote import PromotionRefused
@@ -81,7 +82,7 @@ def exit_code_of(error: BaseException) -> int:
     wrong_request: tuple[type[BaseException], ...] = (
         ConfigError, UnknownFeaturizer, LakeError, SessionError, SourceError, DiscardRefused, RunPublished,
         CatalogueError, WeightsError, GoldenError, FeaturesMissing, PromotionRefused,
-        ComparisonRefused, StoreRefused,
+        ComparisonRefused, StoreRefused, UnknownDocument,
         PermissionError,
     )  # fmt: skip
     if isinstance(error, WeightsUnreachable):

@@ -102,6 +102,11 @@ class Evaluate(_Section):
     bridge_labels: int = Field(ge=1)
 
 
+class Maintain(_Section):
+    # What runs read is kept by their own age; below an hour the clocks of machines and stores begin to matter.
+    retention_hours: float = Field(ge=1, le=24 * 365 * 10, allow_inf_nan=False)
+
+
 Usd = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -124,6 +129,7 @@ class Config(_Section):
     check: Check
     golden: tuple[Golden, ...] = ()
     evaluate: Evaluate
+    maintain: Maintain
     prices: Prices
 
     @model_validator(mode="after")

@@ -20,8 +20,8 @@ from typing import Any
 
 import yaml
 
-from jobs.config import ConfigError, merge
-from jobs.sample_media import BASE, build
+from jobs.config import ConfigError, built_in, merge
+from jobs.sample_media import BASE, build, sample_folder
 
 ADDRESS = "127.0.0.1"
 PORT = 8642  # fixed, since a document is known by its URL: another port makes other documents
@@ -134,7 +134,7 @@ def write_urls(sample: Path, base_url: str) -> Path:
 def demo_overrides(sample: Path, base_url: str) -> dict[str, Any]:
     """What the demo lays over the configuration: conf/demo.yaml, the two sources, where the golden sets of that file
     have their labels and pictures, and the one address exempt."""
-    settings = yaml.safe_load((Path(__file__).parent.parent / "conf" / "demo.yaml").read_text())
+    settings = yaml.safe_load(built_in("demo.yaml"))
     sources = [
         {"name": "web", "kind": "urls", "uri": str(write_urls(sample, base_url).resolve())},
         {"name": "folder", "kind": "folder", "uri": str((sample / "folder").resolve())},
@@ -152,6 +152,4 @@ def prepared_sample() -> Path:
 
     Raises SampleError, and WeightsError where a package cannot be had.
     """
-    from jobs.setup import SAMPLE_FOLDER
-
-    return build(Path(__file__).parent.parent / SAMPLE_FOLDER)
+    return build(sample_folder())

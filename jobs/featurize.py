@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from featurizers.weights import check_unchanged
 from jobs import lake as lakes
 from jobs.commit import commit_wave, last_transaction, transaction_session
 from jobs.config import Config, Featurize
@@ -23,6 +22,7 @@ from jobs.meter import engine_tasks
 from jobs.progress import media_line
 from jobs.runs import JobResult, Run
 from jobs.session import keep_zip_listings
+from jobs.shipped import at_hand, for_tasks
 from jobs.stage_times import Added, StageTimes, stage_metrics, verdict
 from jobs.staged import STAGED
 from jobs.stall import naming_stalls, watched
@@ -87,8 +87,6 @@ def featurized(
     stages: Accumulator[StageTimes] | None = None,
 ) -> DataFrame:
     """The engine's rows, of schema STAGED, for media with their bytes and what is `due`, as `featurize_media` says."""
-    described = [(one.spec, dict(one.paths), one.fingerprint) for one in due]
-    checked = [(one.paths[name], sha256) for one in due for name, sha256 in one.sha256.items()]
     settings = EngineSettings(
         max_pixels=config.max_pixels,
         max_frames_per_video=config.max_frames_per_video,
@@ -100,8 +98,7 @@ def featurized(
     def extract(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         times = StageTimes()
         with watched(settings.stall_s), times.spent_on("load_s"):
-            for path, sha256 in checked:
-                check_unchanged(path, sha256)
+            described = [(one.spec, at_hand(one), one.fingerprint) for one in due]
             featurizers = loaded_featurizers(described, task_device())
             keep_zip_listings()
         yield from featurize_media(batches, featurizers, settings, times=times)
@@ -284,6 +281,7 @@ def run_plan(
     spark: SparkSession, lake: Lake, config: Config, run: Run, work: Work, plan: DataFrame, *, whole: bool
 ) -> JobResult:
     """Featurize the media of a plan into `lake`, wave by wave, then, if the plan is whole, link what documents say."""
+    work = for_tasks(spark, lake, work)
     waves = plan_waves(plan, config.featurize)
     next_wave = {one.spec.id: last_transaction(spark, lake, FEATURES, one.app_id) + 1 for one in work.due}
     stages = stage_times(spark)

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 STAGING = "_staging"
 PACKS = "_packs"
+WEIGHTS = "_weights"
 REPORTS = "reports"
+UNFINISHED = "_unfinished"  # an object that stands in a lake while it is cut from another
 # What Hadoop and the stores' clients say of a request that no repetition mends; the address or the rights are wrong.
 REFUSED = re.compile(
     "AccessControlException|AccessDenied|Forbidden|UnsupportedFileSystem|No FileSystem for scheme|"
@@ -51,6 +53,10 @@ class Lake:
     def packs(self) -> str:
         """URI of the folder of the media that are too large for a row."""
         return f"{self.uri}/{PACKS}"
+
+    def weights(self) -> str:
+        """URI of the folder of the weights that a cluster's tasks load."""
+        return f"{self.uri}/{WEIGHTS}"
 
     def local_folder(self) -> str | None:
         """The lake's path in the local file system, or None where it is remote."""
@@ -131,6 +137,8 @@ def open_lake(spark: SparkSession, uri: str, *, create: bool = True) -> Lake:
         raise
     names.discard(WRITER_LOCK)
     known = {table.name for table in TABLES}
+    if UNFINISHED in names:
+        raise LakeError(f"{lake.uri} is not whole: `lakelens sample` was cut short there; remove it and cut it again")
     if names and not names & known:
         raise LakeError(f"{lake.uri} is not a lake: it holds {', '.join(sorted(names)[:5])}, none of {sorted(known)}")
     if not names and not create:

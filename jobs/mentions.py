@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from featurizers.linking import Linker, feature_row, load_linker, mention_features
-from featurizers.weights import check_unchanged
 from jobs.commit import commit_wave, last_transaction
 from jobs.lake import Lake, append, read, version
 from jobs.runs import Run
+from jobs.shipped import at_hand
 from schemas import DOCUMENTS, MEDIA, MENTIONS
 from schemas.errors import ErrorCode, error
 from schemas.table import schema_ddl
@@ -103,13 +103,8 @@ def write_mentions(spark: SparkSession, lake: Lake, linker: Due, run: Run) -> in
     """
     from pyspark.sql import functions as F
 
-    weights = dict(linker.paths)
-    checked = [(linker.paths[name], sha256) for name, sha256 in linker.sha256.items()]
-
     def link(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for path, sha256 in checked:
-            check_unchanged(path, sha256)
-        return link_batches(batches, weights)
+        return link_batches(batches, at_hand(linker))
 
     due = due_sources(spark, lake, linker, run.inputs)
     n_due = due.count()

@@ -28,6 +28,7 @@ from jobs.report import write_report
 from jobs.run import Prepared, measured, run_job
 from jobs.runs import Run, stored_run_id
 from jobs.session import spark_session
+from jobs.shipped import for_tasks
 from jobs.tables import grid, readable_bytes
 from jobs.tracking import Tracked
 from jobs.work import Selection, Work, media_to_plan, prepare, write_plan
@@ -163,8 +164,9 @@ def warm_up(
 
     files = [file for wave, _ in featurize.plan_waves(pilot, config.featurize) for file in wave]
     path = f"{scratch.staging(run.run_id)}/pilot"
+    due = for_tasks(spark, scratch, work).due
     began = time.monotonic()
-    staged = featurize.stage_wave(spark, pilot, files, work.due, config.featurize, path)
+    staged = featurize.stage_wave(spark, pilot, files, due, config.featurize, path)
     pilot_s = time.monotonic() - began
     infer_ms = F.aggregate("results", F.lit(0.0), lambda total, r: total + F.coalesce(r["infer_ms"], F.lit(0.0)))
     frame_ms = F.coalesce("decode_ms", F.lit(0.0)) + infer_ms + F.lit(HANDLING_MS)

@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from jobs import check, crawl, evaluate, featurize, golden, metrics, tracking
+from jobs import check, crawl, evaluate, featurize, golden, maintain, metrics, tracking
 from jobs.command import FINISHED, REJECTED, Common, Ending, one_line, progress_of
 from jobs.config import Config
 from jobs.dollars import cost_usd, unexplained_share
@@ -85,6 +85,14 @@ def prepare(name: str, config: Config, selection: Selection) -> Prepared:
             run=lambda spark, lake, run: evaluate.run(spark, lake, config, run, measured_work),
             is_measured=False,
         )
+    if name == "maintain":
+        return Prepared(
+            name=name,
+            outputs={},
+            pins=maintain.pins,
+            run=lambda spark, lake, run: maintain.run(spark, lake, config, run),
+            is_measured=False,
+        )
     check.vector_lengths(config)
     return Prepared(
         name=name, outputs={}, pins=check.pins, run=lambda spark, lake, run: check.run(spark, lake, config, run)
@@ -151,7 +159,7 @@ def run_jobs(common: Common, names: Sequence[str], *, selection: Selection | Non
             progress.note(_cost_line(total, config))
     statuses = [one.result.status for one in done]
     judged = next((status for status in statuses if status in ("accepted", "rejected")), statuses[-1])
-    facts = {
+    facts: dict[str, Any] = {
         "run_id": common.run_id,
         "lake": lake.uri,
         "status": judged,
@@ -161,6 +169,7 @@ def run_jobs(common: Common, names: Sequence[str], *, selection: Selection | Non
     if report is not None:
         facts["report"] = str(report)
         facts["usd"] = cost_usd(total, config.prices)
+        facts["n_media"] = sum(total.n_media.values())
         messages.append(f"report at {report}")
     message = "; ".join(messages)
     return Ending(exit_code=REJECTED if judged == "rejected" else FINISHED, message=message, facts=facts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import html
+import importlib.resources
 import io
 import json
 import os
@@ -51,15 +52,17 @@ class Document:
     content: bytes | None = field(default=None, repr=False)  # None: nothing is served there
 
 
-def _conf() -> Path:
-    return Path(config.__file__).parent.parent / "conf" / "sample.yaml"
+def sample_folder() -> Path:
+    """Where the sample is kept: in build/ of a checkout; in the cache where the code is inside a zip."""
+    home = Path(__file__).parent.parent
+    return home / "build" / "sample" if home.is_dir() else weights.cache_dir() / "sample"
 
 
 def sample_version() -> str:
     """Digest of the collection and of the code that draws it; another version is built anew."""
     modules = ("sample_media", "sample_pictures", "sample_signs", "sample_clips", "sample_broken")
-    code = [Path(__file__).with_name(f"{module}.py") for module in modules]
-    return hashlib.sha256(b"\0".join(p.read_bytes() for p in [_conf(), *code])).hexdigest()[:16]
+    code = [importlib.resources.files("jobs").joinpath(f"{module}.py").read_bytes() for module in modules]
+    return hashlib.sha256(b"\0".join([config.built_in("sample.yaml").encode(), *code])).hexdigest()[:16]
 
 
 class _Sources:
@@ -360,7 +363,7 @@ def build(folder: Path) -> Path:
         return folder
     if folder.exists() and any(folder.iterdir()) and not manifest.is_file():
         raise SampleError(f"{folder} holds something else than a sample; name an empty or absent folder")
-    described = yaml.safe_load(_conf().read_text())
+    described = yaml.safe_load(config.built_in("sample.yaml"))
     sources, titles, places = _Sources(described), _titles(described), described["places"]
     site = site_documents(described, sources)
     files = list(folder_documents(described, sources, {d.path: d for d in site}))

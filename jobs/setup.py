@@ -18,8 +18,6 @@ from jobs.config import ConfigError, load_config
 from jobs.session import DELTA_JARS, DELTA_PACKAGE, SessionError, check_java, jar_folder
 from jobs.stores import STORES, Store
 
-SAMPLE_FOLDER = Path("build") / "sample"  # below the checkout
-
 # Spark ships all of these, mostly newer; without them 13 MB are fetched instead of 174 MB.
 SHIPPED_WITH_SPARK = (
     "org.apache.hadoop:hadoop-client-api",
@@ -152,9 +150,9 @@ def weights() -> str:
 
 def sample() -> str:
     """Build the sample media; raises SampleError and WeightsError."""
-    from jobs.sample_media import build
+    from jobs.sample_media import build, sample_folder
 
-    folder = build(Path(__file__).parent.parent / SAMPLE_FOLDER)
+    folder = build(sample_folder())
     return f"sample media in {folder}"
 
 

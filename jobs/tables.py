@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table as Grid
 
 N_RUNS = 15
+WRAPPED = ("covers", "outcome", "why", "value", "says", "names", "runs")  # headings of long texts
 
 
 def readable_bytes(n_bytes: float) -> str:
@@ -46,7 +47,7 @@ def grid(title: str, headings: Sequence[str], rows: Sequence[Mapping[str, Any]],
 
     shown = Grid(title=title, title_justify="left", box=None, pad_edge=False)
     for heading in headings:
-        shown.add_column(heading, justify="right" if heading in numbers else "left", no_wrap=heading != "covers")
+        shown.add_column(heading, justify="right" if heading in numbers else "left", no_wrap=heading not in WRAPPED)
     for row in rows:
         shown.add_row(*(str(row[heading]) for heading in headings))
     return shown

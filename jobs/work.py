@@ -39,6 +39,7 @@ class Due:
     paths: Mapping[str, Path]
     # of what stands at `paths` as the run begins: nothing else may be loaded
     sha256: Mapping[str, str] = field(default_factory=dict)
+    shipped: Mapping[str, str] = field(default_factory=dict)  # URIs that the tasks of a cluster have them from
     fingerprint: str
 
     @property
@@ -201,19 +202,19 @@ def media_to_plan(media: DataFrame) -> DataFrame:
     return media.select("media_id", "size_bytes", path.alias("file"))
 
 
-def buckets(n_media: int) -> list[str]:
-    """First hex digits of media_id, so that each bucket holds about BUCKET_MEDIA at most: every id begins with one."""
+def buckets(n_ids: int, *, of: int = BUCKET_MEDIA) -> list[str]:
+    """First hex digits of ids, so that each bucket holds about `of` of them at most: every id begins with one."""
     n_digits = 0
-    while n_media > BUCKET_MEDIA * 16**n_digits and n_digits < MAX_BUCKET_DIGITS:
+    while n_ids > of * 16**n_digits and n_digits < MAX_BUCKET_DIGITS:
         n_digits += 1
     return ["".join(digits) for digits in itertools.product("0123456789abcdef", repeat=n_digits)]
 
 
-def in_sample(media_id: Column, share: float) -> Column:
-    """Whether a media is in the sample of `share`: its digest, read as a number, is in the lowest part."""
+def in_sample(digest: Column, share: float) -> Column:
+    """Whether a media or document is in the sample of `share`: its id, read as a number, is in the lowest part."""
     from pyspark.sql import functions as F
 
-    return F.conv(F.substring(media_id, 1, 8), 16, 10).cast("double") < share * 2**32
+    return F.conv(F.substring(digest, 1, 8), 16, 10).cast("double") < share * 2**32
 
 
 def write_plan(spark: SparkSession, lake: Lake, due: Sequence[Due], run: Run, selection: Selection) -> DataFrame:

@@ -222,7 +222,7 @@ def assert_same(disturbed: dict[str, Rows], undisturbed: dict[str, Rows]) -> Non
             assert (one["box"] is None) == (other["box"] is None)
             assert one["box"] is None or np.allclose(one["box"], other["box"], atol=1e-4)
             assert (one["vector"] is None) == (other["vector"] is None)
-            assert one["vector"] is None or 1 - np.dot(one["vector"], other["vector"]) <= 1e-4
+            assert one["vector"] is None or abs(1 - np.dot(one["vector"], other["vector"])) <= 1e-4
 
 
 def checkout_with_one_more_featurizer(folder: Path) -> Path:

@@ -1,6 +1,7 @@
 """A featurizer that fails as it is told. Fault tests put it into a copy of this checkout, as its one more file.
 
-The file that LAKELENS_FAULT names says what to do; while there is none, nothing is wrong. Knows no test.
+The file that LAKELENS_FAULT names says what to do; while there is none, nothing is wrong. The file `devices` beside it
+has a line for each process that loaded the featurizer: the device that it was given. Knows no test.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ def misbehave(fault: Path, images: Sequence[Image]) -> None:
 
 def load(spec: FeaturizerSpec, weights: Mapping[str, Path], device: str) -> Extract:
     """One feature for each picture: its mean colour, or the colour of its middle."""
+    with Path(os.environ["LAKELENS_FAULT"]).with_name("devices").open("a") as devices:
+        devices.write(f"{device}\n")
 
     def extract(images: Sequence[Image]) -> Features:
         misbehave(Path(os.environ["LAKELENS_FAULT"]), images)

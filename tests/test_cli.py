@@ -112,6 +112,9 @@ def test_the_version_is_the_installed_one(capsys: pytest.CaptureFixture[str]) ->
         (["run", "{tmp}/broken.yaml"], "broken.yaml is not YAML: "),
         (["run", "{tmp}/latin.yaml"], "latin.yaml is not UTF-8"),
         (["tables", "--lake", "{tmp}/a-file"], "is a file, a folder is needed"),
+        (["sample", "--out", "{tmp}/out", "--fraction", "2"], "--fraction 2 is not allowed: above 0 and at most 1"),
+        (["explain", "cat"], "'cat' names no document: a doc_id has 32 hex digits, a media_id 64, else it is a URL"),
+        (["maintain", "--set", "maintain.retention_hours=0"], "maintain.retention_hours = 0: Input should be greater"),
     ],
 )
 def test_a_wrong_request_is_one_message_with_code_2_before_spark_starts(

@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import tomllib
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -111,27 +110,6 @@ def test_jars_that_cannot_be_resolved_are_one_message_with_a_way_out(
 def test_an_unknown_option_of_setup_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert setup.main(["--fast"]) == 2
     assert capsys.readouterr().err == "setup: '--fast' is not an option; allowed: --debug, --stores NAMES\n"
-
-
-def test_the_zip_holds_the_packages_and_the_configuration_and_works_by_itself(tmp_path: Path) -> None:
-    packed = tmp_path / "lakelens.zip"
-    with zipfile.ZipFile(packed, "w") as archive:
-        for folder in ("jobs", "featurizers", "schemas", "conf"):
-            for file in (ROOT / folder).glob("*.*"):
-                archive.write(file, file.relative_to(ROOT))
-    code = (
-        "import jobs, schemas, featurizers.spec; from jobs.config import load_config;"
-        "print(jobs.__file__); print(load_config().lake); print(featurizers.spec.families())"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(packed)},
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    where, lake, families = done.stdout.splitlines()
-    assert where.startswith(str(packed))
-    assert lake == "./lake"
-    assert "concept_efficientnet" in families
 
 
 def test_a_stranger_called_schemas_is_one_clear_error(tmp_path: Path) -> None:
