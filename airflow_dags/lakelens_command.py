@@ -59,10 +59,14 @@ def command_line(
 
 
 def start(command: Sequence[str]) -> subprocess.Popen[str]:
-    """Start a command as the leader of a process group of its own, both its streams in one pipe."""
+    """Start a command as the leader of a process group of its own, both its streams in one pipe.
+
+    It can be interrupted, although what a shell without job control starts in the background, such as a scheduler, and
+    all that this starts, ignores SIGINT.
+    """
     return subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        errors="replace", start_new_session=True,
+        errors="replace", start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 

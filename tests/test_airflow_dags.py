@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import signal
 import sys
 import time
 from datetime import UTC, datetime, timedelta, timezone
@@ -124,7 +125,11 @@ try:
 except KeyboardInterrupt:
     sys.exit(1)
 """
-    process = start([sys.executable, "-c", code])
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in what a shell starts in the background
+    try:
+        process = start([sys.executable, "-c", code])
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert process.stdout is not None
     child = psutil.Process(int(process.stdout.readline()))
     began = time.monotonic()
