@@ -226,6 +226,8 @@ def fetched_on(place: Place, days: dict[str, datetime]) -> dict[str, datetime]:
 
 def create_backfill(airflow: Airflow, days: list[datetime], **conf: Any) -> None:
     """As README.md says."""
+    asked = f"backfills?dag_id={BACKFILL}"
+    until(lambda: all(one["completed_at"] for one in airflow.ask("GET", asked)["backfills"]))  # one at a time
     dates = ("--from-date", f"{min(days):%Y-%m-%d}", "--to-date", f"{max(days):%Y-%m-%d}")
     told = ("--max-active-runs", "1", "--dag-run-conf", json.dumps(conf))
     airflow.command("backfill", "create", "--dag-id", BACKFILL, *dates, *told)
@@ -299,7 +301,8 @@ def test_new_rows_set_off_the_housekeeping(airflow: Airflow, stand_in: StandIn) 
 def test_a_backfill_waits_for_fresh_data_stops_between_two_waves_when_paused_and_goes_on(
     airflow: Airflow, stand_in: StandIn
 ) -> None:
-    stand_in.plan(featurize=[{"n_media": 5}, {"n_media": 5}, {"n_media": 2}], crawl=[{"takes_s": 8}])
+    waves_find = [{"n_media": n} for n in (5, 5, 2)]
+    stand_in.plan(crawl=[{"takes_s": 8}], featurize=[{}, *waves_find])  # the first is the fresh data's
     daily = airflow.trigger(DAILY, "fresh")
     until(lambda: airflow.tasks(DAILY, daily).get("crawl") == ("running", 1))
     airflow.pause(BACKFILL, is_paused=False)
