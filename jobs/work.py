@@ -202,7 +202,7 @@ def media_to_plan(media: DataFrame) -> DataFrame:
     return media.select("media_id", "size_bytes", path.alias("file"))
 
 
-def buckets(n_ids: int, *, of: int = BUCKET_MEDIA) -> list[str]:
+def buckets(n_ids: int, *, of: int) -> list[str]:
     """First hex digits of ids, so that each bucket holds about `of` of them at most: every id begins with one."""
     n_digits = 0
     while n_ids > of * 16**n_digits and n_digits < MAX_BUCKET_DIGITS:
@@ -252,7 +252,7 @@ def write_plan(spark: SparkSession, lake: Lake, due: Sequence[Due], run: Run, se
     path = f"{lake.staging(run.run_id)}/plan"
     is_large = selection.limit is None and any(is_whole for _, is_whole in plans)
     n_media = read(spark, lake, MEDIA, version=run.inputs[MEDIA.name]).count() if is_large else 0
-    for i, bucket in enumerate(buckets(n_media)):
+    for i, bucket in enumerate(buckets(n_media, of=BUCKET_MEDIA)):
         # Spark carries the condition to both sides of the anti-join, so that each join is of one bucket.
         plan.where(F.col("media_id").startswith(bucket)).write.mode("append" if i else "overwrite").parquet(path)
     return spark.read.parquet(path)

@@ -149,7 +149,7 @@ def test_a_run_that_was_taken_over_after_planning_commits_nothing_twice(
     work = prepare(config.featurize)
     arguments: dict[str, Any] = {
         "run_id": "a.featurize", "job": "featurize", "inputs": featurize.pins(spark, lake), "outputs": work.outputs,
-        "config_digest": "d", "heartbeat_s": 600, "progress": lambda text: None,
+        "config_digest": "d", "heartbeat_s": 600, "progress": unseen,
     }  # fmt: skip
     with (
         pytest.raises(runs.RunTakenOver, match="taken over"),

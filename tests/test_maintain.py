@@ -26,6 +26,7 @@ from jobs.maintain import (
     tidy,
     written_by,
 )
+from jobs.progress import unseen
 from schemas import FEATURES, FRAMES, MEDIA, MENTIONS, RUNS, TABLES
 from tests import rows, small_lake
 from tests.attempts import Attempt, kill_all, logged, start_command, until_struck
@@ -151,7 +152,7 @@ def aborted_write(spark: SparkSession, lake: Lake) -> set[Path]:
 def tidied(spark: SparkSession, lake: Lake, *, retention: timedelta = WEEK, is_dry: bool = False) -> Tidied:
     return tidy(
         spark, lake, retention=retention, expiry_s=EXPIRY_S, run_id="m.maintain", is_dry=is_dry,
-        progress=lambda text: None,
+        progress=unseen,
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from jobs.lake import open_lake
+from jobs.progress import unseen
 from jobs.runs import (
     JobResult,
     RunAccepted,
@@ -56,7 +57,7 @@ def test_a_dead_or_ended_run_is_taken_over(status: str, beat_s: float) -> None:
 @pytest.mark.spark
 def test_a_driver_whose_lease_ran_out_looks_who_owns_its_run_before_it_goes_on(spark: Any, tmp_path: Path) -> None:
     lake = open_lake(spark, str(tmp_path / "lake"))
-    given: dict[str, Any] = {"inputs": {}, "config_digest": "", "heartbeat_s": 300, "progress": lambda text: None}
+    given: dict[str, Any] = {"inputs": {}, "config_digest": "", "heartbeat_s": 300, "progress": unseen}
     started = partial(executing, spark, lake, job="featurize", **given)
     with pytest.raises(RunTakenOver), started(run_id="a.featurize", outputs={"f": "1"}, expiry_s=0.01) as late:
         time.sleep(0.1)
@@ -77,7 +78,7 @@ def test_one_run_at_a_time_writes_a_vector_space_and_another_is_refused_until_it
     spark: Any, tmp_path: Path
 ) -> None:
     lake = open_lake(spark, str(tmp_path / "lake"))
-    given: dict[str, Any] = {"inputs": {}, "config_digest": "", "heartbeat_s": 300, "progress": lambda text: None}
+    given: dict[str, Any] = {"inputs": {}, "config_digest": "", "heartbeat_s": 300, "progress": unseen}
     started = partial(executing, spark, lake, job="featurize", **given)
     refused = partial(pytest.raises, RunRefused, match=r"a\.featurize is writing")
     with started(run_id="a.featurize", outputs={"f": "1", "g": "1"}, expiry_s=300):

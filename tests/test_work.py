@@ -13,7 +13,7 @@ from featurizers.weights import resolve
 from jobs.config import ConfigError, load_config
 from jobs.lake import append, open_lake, version
 from jobs.runs import Run
-from jobs.work import MediaFile, Selection, assign_waves, buckets, configured_spec, prepare, write_plan
+from jobs.work import BUCKET_MEDIA, MediaFile, Selection, assign_waves, buckets, configured_spec, prepare, write_plan
 from schemas import FEATURES, MEDIA
 from schemas.table import schema_ddl
 
@@ -42,7 +42,7 @@ def test_nothing_due_is_no_wave() -> None:
 
 @pytest.mark.parametrize(("n_media", "n_buckets"), [(0, 1), (10_000_000, 1), (10_000_001, 16), (10**9, 256)])
 def test_every_media_is_in_exactly_one_bucket(n_media: int, n_buckets: int) -> None:
-    found = buckets(n_media)
+    found = buckets(n_media, of=BUCKET_MEDIA)
     assert len(found) == n_buckets
     for media_id in (secrets.token_hex(32) for _ in range(50)):
         assert sum(media_id.startswith(bucket) for bucket in found) == 1
