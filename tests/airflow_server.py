@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -166,11 +167,14 @@ def _free_port() -> int:
 
 
 @contextmanager
-def running_airflow(home: Path, venv: Path, *, more_dags: Mapping[str, str] | None = None) -> Iterator[Airflow]:
-    """Airflow with this checkout's DAGs (and `more_dags`, file name -> source), until the block ends."""
+def running_airflow(home: Path, venv: Path, *, more_dags: Mapping[str, str]) -> Iterator[Airflow]:
+    """Airflow with this checkout's DAGs and `more_dags` (file name -> source), until the block ends.
+
+    The texts of alerts are lines of the file `alerts` in its home.
+    """
     dags = home / "dags"
     shutil.copytree(FOLDER, dags, ignore=shutil.ignore_patterns("__pycache__", "requirements.lock"))
-    for name, source in (more_dags or {}).items():
+    for name, source in more_dags.items():
         (dags / name).write_text(source)
     port = _free_port()
     url = f"http://127.0.0.1:{port}"
@@ -190,6 +194,7 @@ def running_airflow(home: Path, venv: Path, *, more_dags: Mapping[str, str] | No
         "AIRFLOW__API_AUTH__JWT_SECRET": "of the tests, and long enough for the signature, 64 bytes or so, as it says",
         "AIRFLOW__LOGGING__LOGGING_LEVEL": "INFO",
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+        "LAKELENS_ALERT": shlex.join(["sh", "-c", f'echo "$0" >> {shlex.quote(str(home / "alerts"))}']),
         "NO_PROXY": "*",
         "PATH": f"{venv / 'bin'}:{os.environ['PATH']}",
     }
