@@ -27,6 +27,7 @@ from jobs.runs import (
     judge,
     new_run_name,
     run_rows,
+    shows_life,
     stored_run_id,
 )
 from schemas import DOCUMENTS, FEATURES, FETCHES, FRAMES, MEDIA, MENTIONS, Table
@@ -63,7 +64,7 @@ def judged_runs(
     judged = []
     written = {pair for row in rows if row["job"] in JUDGED_JOBS for pair in (row["outputs"] or {}).items()}
     for row in sorted(rows, key=lambda row: str(row["run_id"])):
-        lives = row["status"] == "running" and (now - row["heartbeat"]).total_seconds() < expiry_s
+        lives = shows_life(row, now=now, expiry_s=expiry_s)
         wanted = row["job"] == EXPERIMENT and written.issuperset((row["outputs"] or {}).items())
         if (row["job"] in JUDGED_JOBS or wanted) and row["run_id"] not in covered and not lives:
             complete = row["status"] not in ("running", "failed")

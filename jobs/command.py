@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from jobs.config import Config, ConfigError, load_config
+from jobs.log import one_line
 from jobs.progress import Progress
 
 FINISHED, WORTH_RETRYING, BAD_USAGE, REJECTED = 0, 1, 2, 3
@@ -94,22 +95,6 @@ def run_of(error: BaseException) -> dict[str, Any]:
     """The run id that a failed command can be given again, where it had begun a run (a note of `jobs.run`)."""
     noted = [note.removeprefix("run_id=") for note in getattr(error, "__notes__", []) if note.startswith("run_id=")]
     return {"run_id": noted[-1]} if noted else {}
-
-
-def one_line(error: BaseException) -> str:
-    """What an error says, in one line: of a Python worker's the exception that ended it, without Spark's words."""
-    try:
-        said = str(error)
-    except Exception:  # Java's exceptions ask the JVM for their text, and it may be what died
-        return f"{type(error).__name__}: Spark's JVM is gone; the same --run-id resumes what was committed"
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    if not lines:
-        return type(error).__name__
-    if type(error).__name__ == "Py4JJavaError":  # its first line names a method of Java; the last cause is the reason
-        causes = re.findall(r"^(?:: |Caused by: )(?!java\.io\.EOFException)(.+)", said, re.M)
-        return causes[-1] if causes else lines[0]
-    raised = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Failed|Unavailable|Incomplete)\b", line)]
-    return raised[-1] if type(error).__name__ == "PythonException" and raised else lines[0]
 
 
 def conclude(command: str, debug: bool, as_json: bool, action: Callable[[], Ending]) -> None:

@@ -14,6 +14,7 @@ from jobs.experiment_file import Experiment
 from jobs.experiment_plots import forest_figure, trade_off_figure
 from jobs.experiment_report import ExperimentReport, Variant
 from jobs.lake import Lake
+from jobs.outbox import DESCRIPTION
 from jobs.published import kind_of
 from jobs.runs import code_version
 from jobs.tracking import Tracked
@@ -82,9 +83,7 @@ def log_verdict(tracked: Tracked, candidate: Candidate) -> None:
     tracking.log_metrics(tracked, named)
     broken = [one.name for one in candidate.guardrails if not one.is_kept]
     told = {"verdict": candidate.verdict, "guardrails_broken": ", ".join(broken) or "none"}
-    tracking.log_tags(
-        tracked, told | {tracking.DESCRIPTION: f"**{candidate.verdict.capitalize()}**: {candidate.summary}"}
-    )
+    tracking.log_tags(tracked, told | {DESCRIPTION: f"**{candidate.verdict.capitalize()}**: {candidate.summary}"})
 
 
 def log_experiment(
@@ -102,9 +101,7 @@ def log_experiment(
         with run_of(one.arm) as runs[one.arm.name]:
             log_measured(runs[one.arm.name], one, shown[one.arm.name], baseline if one is not baseline else None)
     first = runs[baseline.arm.name]
-    tracking.log_tags(
-        first, {"verdict": BASELINE, tracking.DESCRIPTION: "The baseline, which the others are compared with."}
-    )
+    tracking.log_tags(first, {"verdict": BASELINE, DESCRIPTION: "The baseline, which the others are compared with."})
     for one, candidate in zip(others, report.candidates, strict=True):
         log_verdict(runs[one.arm.name], candidate)
     for tracked in (parent, *runs.values()):
@@ -129,7 +126,7 @@ def log_overview(parent: Tracked, report: ExperimentReport) -> None:
     tags = {f"verdict.{one.name}": one.verdict for one in report.candidates}
     lines = [f"- **{one.name} is {one.verdict}**: {one.summary}" for one in report.candidates]
     tags |= {"experiment": report.name, "question": report.question, "primary_metric": report.primary_metric}
-    tracking.log_tags(parent, tags | {tracking.DESCRIPTION: "\n".join([report.question, "", *lines])})
+    tracking.log_tags(parent, tags | {DESCRIPTION: "\n".join([report.question, "", *lines])})
     tracking.describe_experiment(parent, report.question)
 
 

@@ -13,7 +13,7 @@ from jobs.command import FINISHED, Common, Ending
 from jobs.explain_page import Facts, next_commands, render, steps, write_page
 from jobs.lake import Lake, lake_at, open_lake, read
 from jobs.published import Champion, kind_of, promotions
-from jobs.runs import run_rows
+from jobs.runs import run_rows, shows_life
 from jobs.session import spark_session
 from jobs.tables import grid
 from jobs.urls import InvalidUrl, canonical_url, doc_id
@@ -61,13 +61,12 @@ def publication(run_id: str, runs: Sequence[Facts], *, now: datetime, expiry_s: 
     if own is None:
         return False, f"run {run_id} is not in runs"
     if own["status"] == "running":
-        lives = (now - own["heartbeat"]).total_seconds() < expiry_s
+        lives = shows_life(own, now=now, expiry_s=expiry_s)
         return False, "its run goes on" if lives else "its run died, and no check has judged it"
     if rejected := [row for row in judging if row["status"] == "rejected"]:
         return False, f"rejected by {rejected[-1]['run_id']}"
-    return False, "its run failed, and no check has judged it" if own[
-        "status"
-    ] == "failed" else "no check has judged it"
+    failed = "its run failed, and " if own["status"] == "failed" else ""
+    return False, f"{failed}no check has judged it"
 
 
 def outcomes(

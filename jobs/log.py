@@ -7,6 +7,7 @@ same context: it travels to tasks as Spark's local properties, those of log4j's 
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,6 +29,22 @@ def line(message: str, context: Mapping[str, object], *, now: datetime, level: s
     named = {name: str(value) for name, value in context.items() if value is not None}
     at = f"{now.astimezone(UTC):%Y-%m-%dT%H:%M:%S.}{now.microsecond // 1000:03d}Z"
     return json.dumps({"ts": at, "level": level, "msg": message, "context": named, "logger": LOGGER})
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, in one line: of a Python worker's the exception that ended it, without Spark's words."""
+    try:
+        said = str(error)
+    except Exception:  # Java's exceptions ask the JVM for their text, and it may be what died
+        return f"{type(error).__name__}: Spark's JVM is gone; the same --run-id resumes what was committed"
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    if type(error).__name__ == "Py4JJavaError":  # its first line names a method of Java; the last cause is the reason
+        causes = re.findall(r"^(?:: |Caused by: )(?!java\.io\.EOFException)(.+)", said, re.M)
+        return causes[-1] if causes else lines[0]
+    raised = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Failed|Unavailable|Incomplete)\b", line)]
+    return raised[-1] if type(error).__name__ == "PythonException" and raised else lines[0]
 
 
 def write(message: str, context: Mapping[str, object], *, level: str = "INFO") -> None:

@@ -6,8 +6,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -15,7 +16,7 @@ import pyarrow as pa
 from jobs.command import FINISHED, Common, Ending, progress_of
 from jobs.config import Config
 from jobs.lake import STAGING, Lake, file_system, lake_at, open_lake, read, remove_folder, repeated, snapshot, version
-from jobs.runs import JobResult, Run, run_rows
+from jobs.runs import JobResult, Run, run_rows, shows_life
 from jobs.session import spark_session
 from jobs.stores import open_store
 from jobs.tables import grid, readable_bytes
@@ -69,11 +70,7 @@ def live_runs(
     runs: Sequence[Mapping[str, Any]], *, now: datetime, expiry_s: float, but: str
 ) -> list[Mapping[str, Any]]:
     """Rows of runs that show life, but for one."""
-    return [
-        row
-        for row in runs
-        if row["status"] == "running" and (now - row["heartbeat"]).total_seconds() < expiry_s and row["run_id"] != but
-    ]
+    return [row for row in runs if shows_life(row, now=now, expiry_s=expiry_s) and row["run_id"] != but]
 
 
 def written_by(live: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -98,7 +95,7 @@ def is_stale(
     """
     if row is None:
         return now - modified > keep
-    if row["status"] == "running" and (now - row["heartbeat"]).total_seconds() < expiry_s:
+    if shows_life(row, now=now, expiry_s=expiry_s):
         return False
     if row["status"] in ("running", "failed") and row["job"] == "crawl":
         return bool(now - row["heartbeat"] > keep)
@@ -245,7 +242,7 @@ def tidy(
     live = living()
     since, busy = kept_since(live, now=now, retention=retention), written_by(live)
     hours = (now - since).total_seconds() / 3600
-    done, skipped = Tidied(), dict[str, str]()
+    skipped: dict[str, str] = {}
     with tidying_session(spark) as session:
         progress("vacuuming")
         check_owned()
@@ -261,7 +258,7 @@ def tidy(
                 continue
             compacted[table.name] = small_files(spark, lake, table)
             if compacted[table.name] and not is_dry:
-                repeated(lambda table=table: _optimize(session, lake, table))  # type: ignore[misc]
+                repeated(partial(_optimize, session, lake, table))
     progress("looking for objects that no row refers to")
     check_owned()
 
@@ -276,8 +273,14 @@ def tidy(
     stale = stale_staging(spark, lake, now=datetime.now(UTC), expiry_s=expiry_s, keep=now - since, but=run_id)
     for name in () if is_dry else stale:
         remove_folder(spark, lake.staging(name))
-    done = replace(done, vacuumed=vacuumed, compacted=compacted, skipped=skipped)
-    return replace(done, n_objects=n_objects, object_bytes=n_bytes, staging=stale)
+    return Tidied(
+        vacuumed=vacuumed,
+        compacted=compacted,
+        skipped=skipped,
+        n_objects=n_objects,
+        object_bytes=n_bytes,
+        staging=stale,
+    )
 
 
 def _optimize(session: SparkSession, lake: Lake, table: Table) -> None:

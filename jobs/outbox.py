@@ -186,13 +186,14 @@ def _send(store: Store, kept: Path, lines: list[str], warn: Callable[[str], None
     state = json.loads((kept / SENT).read_text())
     if state["store"] != asdict(store):
         return 0, True
-    ids, first = state["ids"], state["n"]
+    ids, first, client = state["ids"], state["n"], None
     for n, line in enumerate(lines[first:], start=first):
         event = Event(**json.loads(line))
         if "path" in event.data:
             event.data["path"] = str(kept / event.data["path"])
         try:
-            perform(client_of(store), store, ids, event)
+            client = client or client_of(store)
+            perform(client, store, ids, event)
         except Exception as e:
             if not is_refusal(e):
                 return n - first, False

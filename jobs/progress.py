@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 
-from jobs.log import write
+from jobs.log import one_line, write
 from jobs.polling import polling
 
 POLL_S = 0.5
@@ -89,11 +89,6 @@ class Progress:
         """Say something that stays on the terminal."""
         self._print(text)
 
-    def failed(self, reason: str) -> None:
-        """Say in a line of JSON why the command fails; in plain text it is the command's last line."""
-        if self._context is not None:
-            write(reason, {**self._context, **self._of_phase}, level="ERROR")
-
     def _now(self) -> str:
         text = self._text  # another thread may begin a phase meanwhile
         return text if isinstance(text, str) else text()
@@ -116,7 +111,10 @@ class Progress:
 
     @contextmanager
     def shown(self) -> Iterator[Progress]:
-        """Keep the line up for the block; where nothing is live, print that of a phase which changes now and then."""
+        """Keep the line up for the block; where nothing is live, print that of a phase which changes now and then.
+
+        An error that ends the block is a line of JSON; in plain text it is the command's last line.
+        """
         from rich.markup import escape
 
         with self._console.status("") if self._live else nullcontext() as status:
@@ -128,4 +126,9 @@ class Progress:
                     self._print(self._now())
 
             with polling(refresh, every_s=POLL_S if self._live else PLAIN_S, name="progress"):
-                yield self
+                try:
+                    yield self
+                except BaseException as e:
+                    if self._context is not None:
+                        write(one_line(e), {**self._context, **self._of_phase}, level="ERROR")
+                    raise

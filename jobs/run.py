@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from jobs import check, crawl, evaluate, featurize, golden, maintain, metrics, tracking
-from jobs.command import FINISHED, REJECTED, Common, Ending, one_line, progress_of
+from jobs.command import FINISHED, REJECTED, Common, Ending, progress_of
 from jobs.config import Config
 from jobs.dollars import cost_usd, unexplained_share
 from jobs.lake import Lake, lake_at, open_lake, read
@@ -146,7 +146,6 @@ def run_jobs(common: Common, names: Sequence[str], *, selection: Selection | Non
                 continue
             except BaseException as e:
                 e.add_note(f"run_id={common.run_id}")
-                progress.failed(one_line(e))
                 raise
             if done[-1].result.status == "rejected":
                 break

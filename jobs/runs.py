@@ -87,6 +87,11 @@ def code_version() -> str:
         return "unknown"
 
 
+def shows_life(row: Mapping[str, Any], *, now: datetime, expiry_s: float) -> bool:
+    """Whether a row of `runs` is of a run that goes on: its heart has beaten within `expiry_s` seconds."""
+    return bool(row["status"] == "running" and (now - row["heartbeat"]).total_seconds() < expiry_s)
+
+
 def decide_start(row: Mapping[str, Any] | None, *, now: datetime, expiry_s: float) -> Literal["insert", "take_over"]:
     """What to do about a run id whose row is `row`, if any.
 
@@ -96,8 +101,8 @@ def decide_start(row: Mapping[str, Any] | None, *, now: datetime, expiry_s: floa
         return "insert"
     if row["status"] == "accepted":
         raise RunAccepted(f"run {row['run_id']} was accepted before; nothing to do")
-    age_s = (now - row["heartbeat"]).total_seconds()
-    if row["status"] == "running" and age_s < expiry_s:
+    if shows_life(row, now=now, expiry_s=expiry_s):
+        age_s = (now - row["heartbeat"]).total_seconds()
         raise RunRefused(
             f"run {row['run_id']} lives: its last heartbeat is {age_s:.0f} s old; if it died, it can be resumed once "
             f"that is {expiry_s:.0f} s (featurize.lease_expiry_s)"

@@ -312,8 +312,8 @@ def cut(
     items = hashed_rows(golden_rows(source["golden"], media_ids), GOLDEN, sample.hashed, salt).cache()
     for row in items.select("golden_set").distinct().collect():
         app_id = f"golden/{row.golden_set}"  # whose transactions number the versions of a set
-        numbered = {"app_id": app_id, "transaction": last_transaction(spark, lake, GOLDEN, app_id)}
-        append(items.where(F.col("golden_set") == row.golden_set).coalesce(1), out, GOLDEN, **numbered)  # type: ignore[arg-type]
+        number, of_set = last_transaction(spark, lake, GOLDEN, app_id), F.col("golden_set") == row.golden_set
+        append(items.where(of_set).coalesce(1), out, GOLDEN, app_id=app_id, transaction=number)
     key = ["golden_set", "golden_version", "item_id"]
     written(EVALUATIONS)(source["evaluations"].join(F.broadcast(items.select(*key)), on=key, how="left_semi"))
     items.unpersist()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.command import FINISHED, Common, Ending
 from jobs.lake import lake_at, open_lake, read, snapshot
 from jobs.progress import readable_usd
-from jobs.runs import covered_run_ids, run_rows
+from jobs.runs import covered_run_ids, run_rows, shows_life
 from jobs.session import spark_session
 from schemas import DOCUMENTS, FEATURES, MEDIA, TABLES
 
@@ -75,7 +75,7 @@ def described_run(row: Mapping[str, Any], now: datetime, *, expiry_s: float) -> 
     measured = dict(row["metrics"] or {})
     n_rules, n_failed = measured.get("expectations"), measured.get("expectations_failed", 0)
     gates = "" if not n_rules else f"{n_failed:.0f} of {n_rules:.0f} fail" if n_failed else f"{n_rules:.0f} hold"
-    is_dead = row["status"] == "running" and (now - row["heartbeat"]).total_seconds() > expiry_s
+    is_dead = row["status"] == "running" and not shows_life(row, now=now, expiry_s=expiry_s)
     return {
         "run": row["run_id"],
         "status": "dead" if is_dead else row["status"],

@@ -23,7 +23,6 @@ import yaml
 from featurizers.weights import cache_dir
 from jobs.config import Config, ConfigError
 from jobs.lake import Lake
-from jobs.outbox import DESCRIPTION as DESCRIPTION
 from jobs.outbox import Event, Outbox, Store, send_kept, without_credentials
 from jobs.runs import code_version
 

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from jobs import featurize
-from jobs.command import exit_code_of, one_line
+from jobs.command import exit_code_of
 from jobs.config import Config, Spark, load_config
 from jobs.lake import append, open_lake
+from jobs.log import one_line
 from jobs.runs import executing, finish
 from jobs.session import spark_session
 from jobs.work import Selection, prepare

@@ -305,7 +305,10 @@ def test_a_backfill_waits_for_fresh_data_stops_between_two_waves_when_paused_and
     until(lambda: airflow.tasks(DAILY, daily).get("crawl") == ("running", 1))
     airflow.pause(BACKFILL, is_paused=False)
     create_backfill(airflow, [datetime.now(UTC) - timedelta(days=9)], limit=5)
-    waves = lambda: [call for call in stand_in.calls("featurize") if "--limit" in call["argv"]]  # noqa: E731
+
+    def waves() -> list[dict[str, Any]]:
+        return [call for call in stand_in.calls("featurize") if "--limit" in call["argv"]]
+
     assert airflow.ended(DAILY, daily) == "success"
     [measured] = stand_in.calls("evaluate")
     until(lambda: len(waves()) == 1)

@@ -13,9 +13,10 @@ from featurizers.catalogue import CatalogueError
 from featurizers.spec import UnknownFeaturizer
 from featurizers.weights import WeightsError, WeightsUnreachable
 from jobs.cli import app
-from jobs.command import Ending, conclude, exit_code_of, one_line, run_of
+from jobs.command import Ending, conclude, exit_code_of, run_of
 from jobs.config import ConfigError
 from jobs.lake import LakeError
+from jobs.log import one_line
 from jobs.runs import RunPublished, RunRefused, RunTakenOver
 
 

@@ -180,13 +180,19 @@ def test_a_disk_that_is_full_fails_the_run_and_loses_nothing(faults: Faults, tmp
     assert_same(tables_of(Path(copy)), faults.expected(MEAN))
 
 
+def at_once(faults: Faults, second: Driver, lake: Path, *run_ids: str) -> list[tuple[int, str]]:
+    """How two runs of one featurizer end that two drivers begin at one moment."""
+    faults.told.write_text("slow")
+    drivers = (faults.driver, second)
+    for driver, run_id in zip(drivers, run_ids, strict=True):
+        driver.begin(lake, run_id, of(MEAN), "featurize.lease_expiry_s=300")
+    return [driver.ended() for driver in drivers]
+
+
 def test_of_two_runs_of_one_featurizer_at_once_one_does_it_and_the_other_names_it(
     faults: Faults, second: Driver, lake: Path
 ) -> None:
-    faults.told.write_text("slow")
-    faults.driver.begin(lake, "a.featurize", of(MEAN), "featurize.lease_expiry_s=300")
-    second.begin(lake, "b.featurize", of(MEAN), "featurize.lease_expiry_s=300")
-    ends = {"a": faults.driver.ended(), "b": second.ended()}
+    ends = dict(zip("ab", at_once(faults, second, lake, "a.featurize", "b.featurize"), strict=True))
     [winner] = [name for name, (code, _) in ends.items() if code == 0]
     [(code, message)] = [end for name, end in ends.items() if name != winner]
     assert code == 1 and f"run {winner}.featurize is writing to " in message
@@ -197,10 +203,7 @@ def test_of_two_runs_of_one_featurizer_at_once_one_does_it_and_the_other_names_i
 def test_of_two_schedulers_that_start_one_interval_at_once_one_does_it_and_the_other_adds_nothing(
     faults: Faults, second: Driver, lake: Path
 ) -> None:
-    faults.told.write_text("slow")
-    faults.driver.begin(lake, "day.featurize", of(MEAN), "featurize.lease_expiry_s=300")
-    second.begin(lake, "day.featurize", of(MEAN), "featurize.lease_expiry_s=300")
-    ends = [faults.driver.ended(), second.ended()]
+    ends = at_once(faults, second, lake, "day.featurize", "day.featurize")
     [(code, message)] = [end for end in ends if end[0] != 0]
     assert code == 1 and message.startswith("run day.featurize ") and ("lives" in message or "same moment" in message)
     assert_same(tables_of(lake), faults.expected(MEAN))

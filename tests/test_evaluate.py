@@ -228,6 +228,17 @@ def test_labels_become_a_golden_set_and_variants_are_measured_on_it_item_by_item
         run_evaluation(spark, lake, load_config(assignments=["evaluate.golden=[few]"]), a_run("objects"), objects)
 
 
+def write_search(lakelens: Command, pictures: Path, folder: Path, *, trials: int) -> tuple[Path, dict[str, Any]]:
+    """A golden set in the lake, and the file of an experiment that searches over labels, with what it says."""
+    labels = write_labels(folder / "labels.csv", SHOWN)
+    lakelens("golden", "add", "few", "--kind", "labels", "--labels", str(labels), "--pictures", str(pictures))
+    sweep = {"method": "search", "trials": trials, "confirm": 1, "featurizer": CONCEPTS}
+    sweep["over"] = {"evaluate.bridge_labels": {"low": 1, "high": 5}}
+    searching = EXPERIMENT | {"sweep": sweep, "variants": {"one": {"featurizer": CONCEPTS}}}
+    (folder / "search.yaml").write_text(json.dumps(searching))
+    return folder / "search.yaml", searching
+
+
 @pytest.mark.faults  # an experiment tried twice, minutes
 @pytest.mark.spark
 def test_a_search_that_breaks_off_fails_the_trial_at_work_alone_and_goes_on_in_a_tree_with_every_trial(
@@ -235,12 +246,7 @@ def test_a_search_that_breaks_off_fails_the_trial_at_work_alone_and_goes_on_in_a
 ) -> None:
     from mlflow import MlflowClient
 
-    folder, labels = tmp_path / "lake", write_labels(tmp_path / "labels.csv", SHOWN)
-    lakelens("golden", "add", "few", "--kind", "labels", "--labels", str(labels), "--pictures", str(pictures))
-    sweep = {"method": "search", "trials": 2, "confirm": 1, "over": {"evaluate.bridge_labels": {"low": 1, "high": 5}}}
-    searching = EXPERIMENT | {"sweep": sweep | {"featurizer": CONCEPTS}, "variants": {"one": {"featurizer": CONCEPTS}}}
-    file = tmp_path / "search.yaml"
-    file.write_text(json.dumps(searching))
+    folder, (file, _) = tmp_path / "lake", write_search(lakelens, pictures, tmp_path, trials=2)
     lake, now = open_lake(spark, str(folder)), {"started": datetime.now(UTC), "heartbeat": datetime.now(UTC)}
     other = run_row("seek.trial-1.trial", "trial", status="running", **now)  # is at the second trial
     append(frame_of(spark, RUNS, [other]), lake, RUNS)
@@ -291,12 +297,7 @@ def rows_of(lake: Path, table: str) -> list[dict[str, Any]]:
 def test_experiments_that_were_tried_before_checked_meanwhile_or_killed_compute_only_what_is_missing(
     lakelens: Command, pictures: Path, tmp_path: Path
 ) -> None:
-    lake, labels = tmp_path / "lake", write_labels(tmp_path / "labels.csv", SHOWN)
-    lakelens("golden", "add", "few", "--kind", "labels", "--labels", str(labels), "--pictures", str(pictures))
-    sweep = {"method": "search", "trials": 3, "confirm": 1, "over": {"evaluate.bridge_labels": {"low": 1, "high": 5}}}
-    searching = EXPERIMENT | {"sweep": sweep | {"featurizer": CONCEPTS}, "variants": {"one": {"featurizer": CONCEPTS}}}
-    file = tmp_path / "search.yaml"
-    file.write_text(json.dumps(searching))
+    lake, (file, searching) = tmp_path / "lake", write_search(lakelens, pictures, tmp_path, trials=3)
 
     def trials() -> dict[str, dict[str, str]]:
         return {row["run_id"]: dict(row["outputs"]) for row in rows_of(lake, "runs") if row["job"] == "trial"}

@@ -37,13 +37,13 @@ def test_a_line_has_the_fields_of_sparks_structured_log_and_leaves_out_what_is_n
 
 def test_progress_in_json_says_of_which_run_job_and_wave_and_why_it_fails(capsys: pytest.CaptureFixture[str]) -> None:
     shown = Progress(live=True, context={"run_id": "a"})
-    with shown.shown():
+    with pytest.raises(OSError, match="gone"), shown.shown():
         shown("starting Spark")
         shown.about(run_id="a.featurize", job="featurize")
         shown(lambda: "featurizing", wave=3)
         shown("measuring")
         shown.note("what limited it")
-        shown.failed("the store is gone")
+        raise OSError("the store is gone\nin many words")
     lines = [json.loads(text) for text in capsys.readouterr().err.splitlines()]
     job = {"run_id": "a.featurize", "job": "featurize"}
     assert [(one["msg"], one["context"], one["level"]) for one in lines] == [
@@ -58,7 +58,8 @@ def test_progress_in_json_says_of_which_run_job_and_wave_and_why_it_fails(capsys
 def test_progress_in_words_says_nothing_of_a_failure_which_is_the_last_line_anyway(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    Progress(live=False).failed("the store is gone")
+    with pytest.raises(OSError, match="gone"), Progress(live=False).shown():
+        raise OSError("the store is gone")
     assert capsys.readouterr().err == ""
 
 
