@@ -29,7 +29,7 @@ demo: setup ## run the whole pipeline on the sample media, into ./lake
 test: setup ## run the tests; ARGS='-m "not spark"' for the quick ones
 	$(PYTHON) -m pytest $(ARGS)
 
-test-faults: setup ## kill and stop real processes in every phase of a run, and of experiments: 45 tests, an hour alone
+test-faults: setup ## kill and stop real processes in every phase, and what else takes minutes: 51 tests, more than an hour
 	$(PYTHON) -m pytest -n0 -m faults -v $(ARGS)
 
 test-cluster: setup ## the same rows from local masters and from a cluster, one of whose workers is killed
