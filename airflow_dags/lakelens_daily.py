@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 from airflow.sdk import DAG, Context, CronDataIntervalTimetable
 from airflow.sdk.exceptions import AirflowSkipException
-from lakelens_task import ACCEPTED, DAILY, DEFAULTS, Lakelens, deadline, setting
+from lakelens_task import ACCEPTED, DAILY, DEFAULTS, Lakelens, by_date, setting
 
 
 def golden_sets(context: Context) -> list[str]:
@@ -24,7 +24,7 @@ with DAG(
     start_date=datetime(2026, 1, 1),
     catchup=False,
     max_active_runs=1,
-    deadline=deadline(timedelta(hours=12)),
+    deadline=by_date(timedelta(hours=36)),  # of the day that ended at 02:00: published by 14:00
     default_args=DEFAULTS | {"priority_weight": 100},
     tags={"lakelens"},
     doc_md="""

@@ -5,14 +5,14 @@ from __future__ import annotations
 from datetime import timedelta
 
 from airflow.sdk import DAG
-from lakelens_task import ACCEPTED, DEFAULTS, Lakelens, deadline
+from lakelens_task import ACCEPTED, DEFAULTS, Lakelens, unlike_before
 
 with DAG(
     "lakelens_maintenance",
     description="Compact, vacuum and forget, after new rows were published",
     schedule=[ACCEPTED],
     max_active_runs=1,
-    deadline=deadline(timedelta(hours=24)),
+    deadline=unlike_before(timedelta(hours=12)),
     default_args=DEFAULTS | {"priority_weight": 5},
     tags={"lakelens"},
     doc_md="""

@@ -47,16 +47,31 @@ def task_failed(context: Context) -> None:
     alert(f"{ti.dag_id}.{ti.task_id} of {ti.run_id} failed: {context.get('exception')}")
 
 
-def deadline_missed(within: str, context: dict[str, Any]) -> None:
+def deadline_missed(by: str, context: dict[str, Any]) -> None:
     """Alert that a DAG run has not ended in time."""
     run = context["dag_run"]
-    alert(f"{run['dag_id']} has not ended within {within}: {run['dag_run_id']}")
+    alert(f"{run['dag_id']} has not ended {by}: {run['dag_run_id']}")
 
 
-def deadline(within: timedelta) -> DeadlineAlert:
-    """An alert for a DAG run that has not ended `within` so long after it was queued."""
-    callback = SyncCallback(deadline_missed, kwargs={"within": str(within)})
-    return DeadlineAlert(reference=DeadlineReference.DAGRUN_QUEUED_AT, interval=within, callback=callback)
+def deadline(reference: Any, interval: timedelta, by: str) -> DeadlineAlert:
+    """An alert for a DAG run that has not ended `interval` after `reference`, which `by` names in words.
+
+    Not of DeadlineReference.DAGRUN_QUEUED_AT: Airflow 3.3 cannot clear a failed run that has one (its issue 70368).
+    """
+    return DeadlineAlert(
+        reference=reference, interval=interval, callback=SyncCallback(deadline_missed, kwargs={"by": by})
+    )
+
+
+def by_date(interval: timedelta) -> DeadlineAlert:
+    """An alert for a DAG run that has not ended `interval` after its data begin; none for a run without a date."""
+    return deadline(DeadlineReference.DAGRUN_LOGICAL_DATE, interval, f"within {interval} from where its data begin")
+
+
+def unlike_before(interval: timedelta) -> DeadlineAlert:
+    """An alert for a DAG run that takes `interval` longer than the last ten did on average; none for the first."""
+    average = DeadlineReference.AVERAGE_RUNTIME(max_runs=10, min_runs=1)
+    return deadline(average, interval, f"{interval} later than usual")
 
 
 DEFAULTS: dict[str, Any] = {

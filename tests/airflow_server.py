@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +108,9 @@ class Airflow:
     def pause(self, dag_id: str, *, is_paused: bool = True) -> None:
         self.ask("PATCH", f"dags/{dag_id}", {"is_paused": is_paused})
 
-    def trigger(self, dag_id: str, run_id: str, **conf: Any) -> str:
+    def trigger(self, dag_id: str, run_id: str, *, date: datetime | None = None, **conf: Any) -> str:
         """Begin a run by hand; returns its id."""
-        body = {"dag_run_id": run_id, "logical_date": None, "conf": conf}
+        body = {"dag_run_id": run_id, "logical_date": date.isoformat() if date else None, "conf": conf}
         return str(self.ask("POST", f"dags/{dag_id}/dagRuns", body)["dag_run_id"])
 
     def runs(self, dag_id: str) -> dict[str, str]:

@@ -29,8 +29,8 @@ SHOWN = ("coffee", "rocket", "chelsea", "moon", "camera")
 LATE = """
 from datetime import timedelta
 from airflow.sdk import DAG
-from lakelens_task import DEFAULTS, Lakelens, deadline
-with DAG("late", schedule=None, deadline=deadline(timedelta(seconds=1)), default_args=DEFAULTS):
+from lakelens_task import DEFAULTS, Lakelens, by_date
+with DAG("late", schedule=None, deadline=by_date(timedelta(seconds=1)), default_args=DEFAULTS):
     Lakelens(job="crawl")
 """
 
@@ -210,16 +210,14 @@ def test_a_backfill_gives_the_history_to_another_featurizer_day_by_day(
 
 def fetched_on(place: Place, days: dict[str, datetime]) -> dict[str, datetime]:
     """Let the documents of these pictures be as old as that; returns media_id -> day."""
-    from deltalake import DeltaTable
-
-    table, found = DeltaTable(str(place.lake / "documents")), dict[str, datetime]()
-    for row in place.rows("documents"):
-        name = Path(row["url"]).stem
-        if name in days:
-            at = f"CAST('{days[name].isoformat()}' AS TIMESTAMP)"
-            table.update(updates={"fetched_at": at}, predicate=f"doc_id = '{row['doc_id']}'")
-            found[row["media_id"]] = days[name]
-    return found
+    when = " ".join(f"WHEN url LIKE '%/{name}.jpg' THEN TIMESTAMP '{at.isoformat()}'" for name, at in days.items())
+    changed = f"UPDATE delta.`{place.lake}/documents` SET fetched_at = CASE {when} ELSE fetched_at END"
+    program = "from jobs.config import Spark; from jobs.session import spark_session as begin; import sys\n"
+    program += "begin(Spark(master='local[1]'), 'tests').sql(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", program, changed], cwd=ROOT, check=True)
+    rows = {Path(row["url"]).stem: row for row in place.rows("documents")}
+    assert all(rows[name]["fetched_at"] == at for name, at in days.items())
+    return {rows[name]["media_id"]: at for name, at in days.items()}
 
 
 def create_backfill(airflow: Airflow, days: list[datetime], **conf: Any) -> None:
@@ -275,8 +273,9 @@ def lives(pid: int) -> bool:
 
 def test_a_run_that_takes_too_long_is_told_of(airflow: Airflow, stand_in: StandIn) -> None:
     stand_in.plan(crawl=[{"takes_s": 8}])
-    run_id = airflow.trigger("late", "slow")
-    until(lambda: f"late has not ended within 0:00:01: {run_id}" in alerts(airflow), lambda: alerts(airflow))
+    run_id = airflow.trigger("late", "slow", date=datetime.now(UTC))
+    told = f"late has not ended within 0:00:01 from where its data begin: {run_id}"
+    until(lambda: told in alerts(airflow), lambda: alerts(airflow))
     assert airflow.ended("late", run_id) == "success"
 
 
