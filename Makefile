@@ -68,8 +68,8 @@ ui: $(VENV)/installed ## open MLflow on the lake's runs; LAKE=path for another l
 	@echo "the runs: http://127.0.0.1:5000/#/experiments/1 (Ctrl-C ends it)"
 	$(VENV)/bin/mlflow ui --backend-store-uri sqlite:///$(LAKE)/mlflow.db --host 127.0.0.1 --workers 1
 
-clean: ## remove what was built: environment, build folder, lake, caches of the tools
-	rm -rf $(VENV) build lake *.egg-info .pytest_cache .mypy_cache .ruff_cache spark-warehouse
+clean: ## remove what was built: environment, build folder, caches of the tools; not the lake
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache spark-warehouse
 
 # The package index that pip uses, for uv.
 index = index=$$($(PYTHON) -m pip config get global.index-url 2>/dev/null || true); index=$${PIP_INDEX_URL:-$$index}; \

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from airflow.sdk import DAG, CronDataIntervalTimetable, Param
-from lakelens_task import BACKFILL, BACKFILL_POOL, DEFAULTS, Waves
+from lakelens_task import BACKFILL, DEFAULTS, Waves
 
 with DAG(
     BACKFILL,
@@ -14,7 +14,7 @@ with DAG(
     start_date=datetime(2020, 1, 1),
     catchup=False,
     max_active_runs=1,
-    default_args=DEFAULTS | {"pool": BACKFILL_POOL, "priority_weight": 1},
+    default_args=DEFAULTS | {"priority_weight": 1},
     params={
         "featurizers": Param([], type="array", items={"type": "string"}, description="Spec ids; none: the configured."),
         "limit": Param(10_000, type="integer", minimum=1, description="Media of a wave, which is checked as a whole."),
@@ -27,7 +27,7 @@ airflow backfill create --dag-id lakelens_backfill --from-date 2026-01-01 --to-d
   --dag-run-conf '{"featurizers": ["object_yolov3.tiny@1"], "limit": 10000}'
 ```
 makes one run for each day of the range; `waves` featurizes the media of the documents that were last fetched on it,
-`limit` at a time, and publishes each wave by a check.
+`limit` at a time, and publishes each wave by a check of its own.
 
 * **Pausing this DAG** stops it after the wave at hand; unpausing goes on. No wave begins while `lakelens_daily` runs.
 * **A rejected wave** is discarded, so that its rows are not in the way of fresh ones, and its day fails.

@@ -32,7 +32,7 @@ with DAG(
 `crawl` fetches what is due, `featurize` computes what is missing, `check` judges all rows that nothing accepted
 covers yet, `evaluate` measures the featurizers on golden sets.
 
-* **Acceptance is publication.** Once `check` has accepted new rows, readers see them, and the asset has an event.
+* **Acceptance is publication.** Once `check` has accepted, readers see the new rows, and the asset has an event.
 * **Rejected** (exit code 3): the run stops, and readers keep what they had. The task's last line says which rule failed
   on which rows. Set right what is wrong, or `lakelens check --discard RUN`, and clear the failed task.
 * **Doing a day again** resumes it; where it was accepted, nothing is left to do.

@@ -24,7 +24,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from lakelens_command import Outcome, command_line, end, follow, run_id_of, start
 
 DAILY, BACKFILL = "lakelens_daily", "lakelens_backfill"
-POOL, BACKFILL_POOL = "lakelens", "lakelens_backfill"
+POOL = "lakelens"
 ACCEPTED = Asset("lakelens_features")  # an event of it: a check has published new rows
 REFUSED = {2: "wrong request", 3: "rejected by its gates"}  # exit codes for which trying again changes nothing
 OF_INTERVALS = ("scheduled", "backfill")  # the types of DAG runs that stand for a data interval of their own
@@ -172,8 +172,12 @@ class Waves(Command, BaseSensorOperator):
         chosen = [part for one in params["featurizers"] for part in ("--featurizer", one)]
         limited = ("--limit", str(params["limit"]), "--where", where)
         wave = finished(self.run("featurize", *limited, *chosen, run_id=run_id))
-        checked = self.run("check", run_id=run_id)
+        written = f"{run_id}.featurize"
+        checked = self.run("check", "--run", written, run_id=run_id)
         if checked.exit_code == 3:  # left there, the rows would have the next check of lakelens_daily rejected too
-            self.run("check", "--discard", f"{run_id}.featurize", run_id=None)
+            discarded = self.run("check", "--discard", written, run_id=None)
+            if discarded.exit_code:
+                raise AirflowFailException(f"{checked.message}; {written} is to be discarded yet: {discarded.message}")
         finished(checked)
-        return bool(wave.facts["n_media"] < params["limit"])
+        n_media = wave.facts.get("n_media", params["limit"])  # not told of a wave that was accepted before
+        return bool(n_media < params["limit"])

@@ -40,8 +40,8 @@ EXPERIMENT = "experiment"  # featurizes as well, for a comparison
 JUDGED_TABLES = (FETCHES, DOCUMENTS, MEDIA, FRAMES, FEATURES, MENTIONS)
 
 
-class DiscardRefused(ValueError):
-    """The run's rows cannot be discarded; the message says why."""
+class CheckRefused(ValueError):
+    """The rows of a run that was named cannot be judged or discarded; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,14 +190,21 @@ def pins(spark: SparkSession, lake: Lake) -> dict[str, int]:
     return {table.name: version(spark, lake, table) for table in JUDGED_TABLES}
 
 
-def run(spark: SparkSession, lake: Lake, config: Config, run: Run) -> JobResult:
-    """Judge what no accepted run covers; its runs are accepted or rejected together.
+def run(spark: SparkSession, lake: Lake, config: Config, run: Run, *, only: Sequence[str] = ()) -> JobResult:
+    """Judge what no accepted run covers, or `only` runs of it; they are accepted or rejected together.
 
-    Data docs and `gates.json` go to `<lake>/reports/<run_id>/gates`; the JSON holds every outcome with its rows.
+    Raises CheckRefused where one of `only` is not there or lives. Data docs and `gates.json` go to
+    `<lake>/reports/<run_id>/gates`; the JSON holds every outcome with its rows.
     """
     covered = [row.run_id for row in covered_run_ids(spark, lake).collect()]
     now = datetime.now(UTC)
     judged = judged_runs(run_rows(spark, lake), covered, now=now, expiry_s=config.featurize.lease_expiry_s)
+    if only:
+        if unknown := sorted({*only} - {*covered} - {one.run_id for one in judged}):
+            raise CheckRefused(
+                f"run {unknown[0]} cannot be judged: it is no crawl or featurize run of {lake.uri} that ended"
+            )
+        judged = [one for one in judged if one.run_id in only]
     run_ids = [one.run_id for one in judged]
     if not judged:
         return JobResult(status="accepted", message="nothing to judge: an accepted run covers all there is")
@@ -247,18 +254,18 @@ def run(spark: SparkSession, lake: Lake, config: Config, run: Run) -> JobResult:
 def discard(spark: SparkSession, lake: Lake, config: Config, run_id: str) -> dict[str, int]:
     """Remove the rows of a rejected or failed run from features and mentions, under the lease of what it writes.
 
-    Returns the rows removed by table. Raises DiscardRefused for a run that is not there, published or alive, and
+    Returns the rows removed by table. Raises CheckRefused for a run that is not there, published or alive, and
     RunRefused where another run is writing the same features.
     """
     rows = [row for row in run_rows(spark, lake) if row["run_id"] == run_id]
     covered = [row.run_id for row in covered_run_ids(spark, lake).collect()]
     if not rows:
-        raise DiscardRefused(f"run {run_id!r} is not known in {lake.uri}; `lakelens tables` lists the runs")
+        raise CheckRefused(f"run {run_id!r} is not known in {lake.uri}; `lakelens tables` lists the runs")
     if run_id in covered:
-        raise DiscardRefused(f"run {run_id} is published; only what no accepted run covers can be discarded")
+        raise CheckRefused(f"run {run_id} is published; only what no accepted run covers can be discarded")
     now = datetime.now(UTC)
     if not judged_runs(rows, covered, now=now, expiry_s=config.featurize.lease_expiry_s):
-        raise DiscardRefused(
+        raise CheckRefused(
             f"run {run_id} ({rows[0]['job']}) is {rows[0]['status']}; discarded are crawl and featurize runs that ended"
         )
     with executing(
@@ -273,7 +280,10 @@ def discard(spark: SparkSession, lake: Lake, config: Config, run_id: str) -> dic
         expiry_s=config.featurize.lease_expiry_s,
         progress=unseen,
     ) as run:
-        removed = {table.name: _delete(spark, lake, table, run_id) for table in (FEATURES, MENTIONS)}
+        removed = {}
+        for table in (FEATURES, MENTIONS):
+            run.check_owned()
+            removed[table.name] = _delete(spark, lake, table, run_id)
         counts = ", ".join(f"{n} {table}" for table, n in removed.items())
         result = JobResult(
             status="finished", message=f"discarded {counts} of {run_id}", outputs=rows[0]["outputs"] or {}

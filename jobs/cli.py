@@ -127,6 +127,9 @@ def plan(
 
 @app.command()
 def check(
+    run: Annotated[
+        list[str] | None, typer.Option("--run", help="Judge this run alone; repeatable.", metavar="RUN")
+    ] = None,
     discard: Annotated[str | None, typer.Option(help="Remove the rows of this rejected or failed run.")] = None,
     lake: LakeOption = None, conf: ConfOption = None, set_: SetOption = None, run_id: RunIdOption = None,
     json_: JsonOption = False, debug: DebugOption = False,
@@ -137,7 +140,7 @@ def check(
         from jobs.run import discard_run, run_jobs
 
         common = common_of(lake, conf, set_, run_id, json_, debug)
-        return run_jobs(common, ["check"]) if discard is None else discard_run(common, discard)
+        return run_jobs(common, ["check"], judged=run or ()) if discard is None else discard_run(common, discard)
 
     conclude("check", debug, json_, action)
 

@@ -68,7 +68,7 @@ def exit_code_of(error: BaseException) -> int:
     from featurizers.catalogue import CatalogueError
     from featurizers.spec import UnknownFeaturizer
     from featurizers.weights import WeightsError, WeightsUnreachable
-    from jobs.check import DiscardRefused
+    from jobs.check import CheckRefused
     from jobs.claims import ComparisonRefused
     from jobs.evaluate import FeaturesMissing
     from jobs.explain import UnknownDocument
@@ -81,7 +81,7 @@ def exit_code_of(error: BaseException) -> int:
     from jobs.stores import StoreRefused
 
     wrong_request: tuple[type[BaseException], ...] = (
-        ConfigError, UnknownFeaturizer, LakeError, SessionError, SourceError, DiscardRefused, RunPublished,
+        ConfigError, UnknownFeaturizer, LakeError, SessionError, SourceError, CheckRefused, RunPublished,
         CatalogueError, WeightsError, GoldenError, FeaturesMissing, PromotionRefused,
         ComparisonRefused, StoreRefused, UnknownDocument,
         PermissionError,

@@ -243,7 +243,6 @@ def stage_wave(spark: SparkSession, planned: DataFrame, settings: Settings, uri:
     n_tasks = max(1, spark.sparkContext.defaultParallelism)
     by_host = F.when(F.col("root").isNotNull(), F.col("doc_id")).otherwise(F.col("host"))
     rows = planned.select(*SIGHTINGS.names).repartition(n_tasks, by_host)
-
     fetched = rows.mapInArrow(lambda batches: logged(fetch_batches(batches, settings), "fetched"), schema_ddl(STAGED))
     # Rows may be a hundred megabytes: the sizes of row groups and pages are looked at after each, not each hundredth.
     checks = {"parquet.block.size.row.check.min": "1", "parquet.page.size.row.check.min": "1"}
@@ -253,8 +252,11 @@ def stage_wave(spark: SparkSession, planned: DataFrame, settings: Settings, uri:
 def commit_wave(spark: SparkSession, lake: Lake, run: Run, transaction: int) -> None:
     """Commit a staged wave to media, fetches and documents; each step is done once however often it is begun."""
     staged = spark.read.schema(schema_ddl(STAGED)).parquet(wave_uri(lake, run, transaction))
+    run.check_owned()
     repeated(lambda: append(new_media(staged, read(spark, lake, MEDIA)), lake, MEDIA, owner=run.owner))
+    run.check_owned()
     _append_fetches(spark, lake, run, staged, transaction)
+    run.check_owned()
     _merge_documents(spark, lake, staged)
 
 
@@ -374,11 +376,11 @@ def run(spark: SparkSession, lake: Lake, config: Config, run: Run) -> JobResult:
     )
     settings = replace(settings_of(config.crawl), packs=packs)
     for transaction in staged_waves(spark, lake, run):
-        run.check_owned()
         commit_wave(spark, lake, run, transaction)
     remove_folder(spark, lake.staging(run.run_id))
     plan, counts = stage_plan(spark, lake, config, run)
     if counts.get("describe"):
+        run.check_owned()
         describe(spark, lake, plan)
     n_due, size = counts.get("fetch", 0), config.crawl.wave_documents
     for wave, first in enumerate(range(0, n_due, size)):
@@ -391,7 +393,6 @@ def run(spark: SparkSession, lake: Lake, config: Config, run: Run) -> JobResult:
         n_staged = spark.read.schema("doc_id STRING").parquet(wave_uri(lake, run, transaction)).count()
         if n_staged != min(size, n_due - first):
             raise RuntimeError(f"{n_staged} documents were staged of {min(size, n_due - first)} planned")
-        run.check_owned()
         commit_wave(spark, lake, run, transaction)
         remove_folder(spark, wave_uri(lake, run, transaction))
     message, metrics = counted(spark, lake, run, plan, counts)

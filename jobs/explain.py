@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from featurizers.spec import KINDS
 from jobs.command import FINISHED, Common, Ending
 from jobs.explain_page import Facts, next_commands, render, steps, write_page
-from jobs.lake import Lake, lake_at, open_lake, read
+from jobs.lake import Lake, lake_at, open_lake, read, rows_of
 from jobs.published import Champion, kind_of, promotions
 from jobs.runs import run_rows, shows_life
 from jobs.session import spark_session
@@ -21,7 +21,7 @@ from schemas import DOCUMENTS, FEATURES, FETCHES, FRAMES, GOLDEN, MEDIA, MENTION
 from schemas.errors import RETRYABLE
 
 if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
+    from pyspark.sql import DataFrame, SparkSession
 
 
 class UnknownDocument(ValueError):
@@ -136,17 +136,17 @@ def collect(spark: SparkSession, lake: Lake, text: str, *, expiry_s: float) -> d
     if document is None and (column == "doc_id" or media is None):
         raise UnknownDocument(f"{text} is not in {lake.uri}: no document has {column} {wanted}")
 
-    def rows(table: Any, condition: Any, *order: str) -> list[dict[str, Any]]:
-        found = read(spark, lake, table).where(condition).orderBy(*order)
-        if table in (FEATURES, MENTIONS):
+    def rows(found: DataFrame, *order: str) -> list[dict[str, Any]]:
+        if "features" in found.columns:
             bare = "transform(features, f -> struct(f.label, f.score, f.box, f.text, size(f.vector) AS dim))"
             found = found.withColumn("features", F.expr(bare))
-        return [_zoned(row.asDict(recursive=True)) for row in found.collect()]
+        return [_zoned(row.asDict(recursive=True)) for row in found.orderBy(*order).collect()]
 
+    this_media = spark.createDataFrame([(media_id,)], "media_id STRING")
     of_document = F.col("doc_id") == (document["doc_id"] if document else "")
-    features = rows(FEATURES, of_media, "featurizer", "frame") if media else []
-    mentions = rows(MENTIONS, of_document, "source")
-    fetches = rows(FETCHES, of_document, "started_at", "attempt")
+    features = rows(rows_of(spark, lake, FEATURES, this_media), "featurizer", "frame") if media else []
+    mentions = rows(read(spark, lake, MENTIONS).where(of_document), "source")
+    fetches = rows(read(spark, lake, FETCHES).where(of_document), "started_at", "attempt")
     history, now = run_rows(spark, lake), datetime.now(UTC)
     wrote = {row["run_id"] for row in (*fetches, *features, *mentions)}
     touched = [row for row in history if row["run_id"] in wrote or wrote & set(row["covers"] or ())]
@@ -162,7 +162,7 @@ def collect(spark: SparkSession, lake: Lake, text: str, *, expiry_s: float) -> d
         "same_media": sorted(others),
         "fetches": fetches,
         "media": _zoned(media.asDict(recursive=True)) if media else None,
-        "frames": rows(FRAMES, of_media, "frame") if media else [],
+        "frames": rows(rows_of(spark, lake, FRAMES, this_media), "frame") if media else [],
         "outcomes": outcomes(features, history, now=now, expiry_s=expiry_s) if media else [],
         "mentions": [
             row

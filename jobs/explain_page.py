@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -213,11 +214,16 @@ def next_commands(facts: Facts) -> list[str]:
     """What to type to featurize this document again, on a lake of its own."""
     if facts["document"] is None:
         return []
-    lake, where = facts["lake"].removeprefix("file://"), f"\"doc_id = '{facts['document']['doc_id']}'\""
+    doc_id = facts["document"]["doc_id"]
+    where = ["--where", f"doc_id = '{doc_id}'"]
+    lake = ["--lake", facts["lake"].removeprefix("file://")]
     return [
-        f"lakelens sample --lake {lake} --fraction 1 --where {where} --out ./shard",
-        f"lakelens featurize --lake ./shard --where {where} --retry-errors",
-        f"lakelens explain --lake ./shard {facts['document']['doc_id']}",
+        shlex.join(["lakelens", *command])
+        for command in (
+            ["sample", *lake, "--fraction", "1", *where, "--out", "./shard"],
+            ["featurize", "--lake", "./shard", *where, "--retry-errors"],
+            ["explain", "--lake", "./shard", doc_id],
+        )
     ]
 
 

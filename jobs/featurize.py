@@ -308,6 +308,7 @@ def run_plan(
             staged = stage_wave(spark, plan, files, work.due, config.featurize, path, stages=stages)
         check_complete(staged, plan, files)
         run.progress(f"committing wave {number + 1} of {len(waves)}", wave=number + 1)
+        run.check_owned()
         append_frames(spark, lake, staged)
         n_files = features_files(staged, work.due, staged_bytes=_folder_bytes(spark, path))
         for one in work.due:

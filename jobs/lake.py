@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from jobs.writer_lock import WRITER_LOCK, check_same_store
 from schemas import TABLES, Table
-from schemas.table import create_ddl, schema_difference
+from schemas.table import create_ddl, schema_ddl, schema_difference
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql import Column, DataFrame, SparkSession
 
 T = TypeVar("T")
 STAGING = "_staging"
@@ -29,6 +29,7 @@ REFUSED = re.compile(
     "UnknownStoreException|NoSuchBucket|NoAuthWithAWSException|InvalidAccessKeyId|SignatureDoesNotMatch"
 )
 UNWRITABLE = re.compile(r"Read-only file system|Permission denied|Operation not permitted")
+FEW_FILES = 1000  # whose names are listed for Spark one by one
 UPDATE_ATTEMPTS = 20  # of one small update that keeps meeting others; each attempt takes about a second
 
 
@@ -117,10 +118,10 @@ def check_writable(spark: SparkSession, lake: Lake) -> None:
 
 
 def open_lake(spark: SparkSession, uri: str, *, create: bool = True) -> Lake:
-    """The lake at `uri`, its missing tables created and the schemas of those there compared with the code's.
+    """The lake at `uri`, the schemas of its tables compared with the code's; with `create` what is missing is made.
 
-    Raises LakeError where the folder holds something else, where it is missing and `create` is false, or where a
-    table's schema differs, with the difference.
+    Raises LakeError where the folder holds something else, where it or a table is missing and `create` is false, or
+    where a table's schema differs, with the difference.
     """
     from py4j.protocol import Py4JJavaError
     from pyspark.errors import AnalysisException
@@ -143,6 +144,12 @@ def open_lake(spark: SparkSession, uri: str, *, create: bool = True) -> Lake:
         raise LakeError(f"{lake.uri} is not a lake: it holds {', '.join(sorted(names)[:5])}, none of {sorted(known)}")
     if not names and not create:
         raise LakeError(f"{lake.uri} is not a lake: there is nothing; `lakelens crawl` or `lakelens demo` makes one")
+
+    if not create and (missing := sorted(known - names)):
+        raise LakeError(
+            f"{lake.uri} has no table {', '.join(missing)}: a crawl is making the lake at this moment, or older code "
+            "made it; `lakelens crawl` adds what is missing"
+        )
 
     def ready(table: Table) -> list[str]:
         if table.name not in names:
@@ -173,6 +180,31 @@ def read(spark: SparkSession, lake: Lake, table: Table, *, version: int | None =
     if version is not None:
         reader = reader.option("versionAsOf", version)
     return reader.load(lake.table(table))
+
+
+def file_of_row() -> Column:
+    """Of a row just read, the file that holds it, as Spark's readers take it."""
+    from pyspark.sql import functions as F
+
+    # file_path is percent-encoded, and url_decode would take a plus sign for a space
+    return F.expr("url_decode(replace(_metadata.file_path, '+', '%2B'))")
+
+
+def rows_of(spark: SparkSession, lake: Lake, table: Table, ids: DataFrame, *, version: int | None = None) -> DataFrame:
+    """The rows whose `ids.columns[0]` is among `ids`, which are few enough for every task.
+
+    Where few files hold some, only those are read: a filter by a random id skips no file, and would read the bytes,
+    thumbnails or vectors of all rows.
+    """
+    from pyspark.sql import functions as F
+
+    rows, key, few = read(spark, lake, table, version=version), ids.columns[0], F.broadcast(ids)
+    holding = rows.select(key, file_of_row().alias("file")).join(few, on=key, how="left_semi").select("file").distinct()
+    files = [row.file for row in holding.limit(FEW_FILES + 1).collect()]
+    if len(files) <= FEW_FILES:
+        reader = spark.read.schema(schema_ddl(table.columns)).option("basePath", lake.table(table))
+        rows = reader.parquet(*files) if files else rows.limit(0)
+    return rows.join(few, on=key, how="left_semi").select(*table.columns.names)
 
 
 def snapshot(spark: SparkSession, uri: str) -> Any:

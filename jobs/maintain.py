@@ -15,7 +15,19 @@ import pyarrow as pa
 
 from jobs.command import FINISHED, Common, Ending, progress_of
 from jobs.config import Config
-from jobs.lake import STAGING, Lake, file_system, lake_at, open_lake, read, remove_folder, repeated, snapshot, version
+from jobs.lake import (
+    STAGING,
+    Lake,
+    file_system,
+    lake_at,
+    open_lake,
+    read,
+    remove_folder,
+    repeated,
+    snapshot,
+    sql_text,
+    version,
+)
 from jobs.runs import JobResult, Run, run_rows, shows_life
 from jobs.session import spark_session
 from jobs.stores import open_store
@@ -30,8 +42,8 @@ if TYPE_CHECKING:
 # nearly all thumbnail: a wave's file is tens of MB as it is, and to write a table of terabytes anew saves a reader
 # only the opening of files.
 COMPACTED = (FETCHES, DOCUMENTS, FEATURES, MENTIONS, GOLDEN, EVALUATIONS, RUNS)
-SMALL_BYTES = 64 << 20  # smaller files are put together, so that what was once is not written again every time
-FILE_BYTES = 128 << 20  # to files of about so much
+FILE_BYTES = 128 << 20  # of a file that small ones are put together to; small are those of less than half of it
+RUN_FILE_BYTES = 4 << 20  # of `runs`: each beat of a run's heart writes the file anew that holds its row
 TABLES_AT_ONCE = 3  # a VACUUM is a few small stages, which leave cores idle between them
 DELETED_AT_ONCE = 100  # objects, a second or so on a store, before it is looked again whether a crawl has begun
 WRITES: Mapping[str, tuple[Table, ...]] = {
@@ -135,8 +147,6 @@ def tidying_session(spark: SparkSession) -> Iterator[SparkSession]:
     """A session of its own for the settings of OPTIMIZE and VACUUM."""
     session = spark.newSession()
     settings = {
-        "spark.databricks.delta.optimize.minFileSize": str(SMALL_BYTES),
-        "spark.databricks.delta.optimize.maxFileSize": str(FILE_BYTES),
         # The configuration bounds the retention, and live runs lengthen it; Delta's own check knows only a week.
         "spark.databricks.delta.retentionDurationCheck.enabled": "false",
         "spark.databricks.delta.vacuum.parallelDelete.enabled": "true",
@@ -150,13 +160,22 @@ def tidying_session(spark: SparkSession) -> Iterator[SparkSession]:
     yield session
 
 
+def file_bytes(table: Table) -> int:
+    """Bytes of a file that small ones of a table are put together to."""
+    return RUN_FILE_BYTES if table is RUNS else FILE_BYTES
+
+
 def small_files(spark: SparkSession, lake: Lake, table: Table) -> int:
     """How many small files of the table have another beside them in their partition."""
     from pyspark.sql import DataFrame
     from pyspark.sql import functions as F
 
     files = DataFrame(snapshot(spark, lake.table(table)).allFiles().toDF(), spark)
-    small = files.where(F.col("size") < SMALL_BYTES).groupBy(F.to_json("partitionValues").alias("partition")).count()
+    small = (
+        files.where(F.col("size") < file_bytes(table) // 2)
+        .groupBy(F.to_json("partitionValues").alias("partition"))
+        .count()
+    )
     return sum(row["count"] for row in small.where("count > 1").collect())
 
 
@@ -193,6 +212,9 @@ def remove_orphans(
     old = listed.mapInArrow(lambda batches: old_objects(batches, before_s), schema_ddl(OBJECTS))
     at = version(spark, lake, MEDIA)
     held = read(spark, lake, MEDIA, version=at).where("pack_uri IS NOT NULL").select("media_id")
+    if waves := staged_waves(spark, lake):  # a crawl that is resumed commits what it has staged
+        staged = spark.read.schema("media_id STRING, pack_uri STRING").parquet(*waves)
+        held = held.unionByName(staged.where("pack_uri IS NOT NULL").select("media_id"))
     orphans = old.join(held, on="media_id", how="left_anti").select(*OBJECTS.names)
     if is_dry:
         row = orphans.agg(F.count("*"), F.coalesce(F.sum("size_bytes"), F.lit(0))).collect()[0]
@@ -211,6 +233,20 @@ def remove_orphans(
     return n_objects, n_bytes, None
 
 
+def staged_waves(spark: SparkSession, lake: Lake) -> list[str]:
+    """The folders of the waves that crawls have staged and not committed."""
+    fs, pattern = file_system(spark, f"{lake.uri}/{STAGING}/*/wave=*")
+    return [status.getPath().toString() for status in fs.globStatus(pattern) or ()]
+
+
+def newest_s(fs: Any, folder: Any) -> float:
+    """When a folder's newest file was written, in seconds since 1970: stores keep no times of folders. 0: no file."""
+    files, newest = fs.listFiles(folder, True), 0.0
+    while files.hasNext():
+        newest = max(newest, files.next().getModificationTime() / 1000)
+    return newest
+
+
 def stale_staging(
     spark: SparkSession, lake: Lake, *, now: datetime, expiry_s: float, keep: timedelta, but: str
 ) -> list[str]:
@@ -218,15 +254,16 @@ def stale_staging(
     fs, root = file_system(spark, f"{lake.uri}/{STAGING}")
     if not fs.exists(root):
         return []
-    folders = {status.getPath().getName(): status.getModificationTime() / 1000 for status in fs.listStatus(root)}
-    rows = {row["run_id"]: row for row in run_rows(spark, lake)}
-    return [
-        name
-        for name, seconds in sorted(folders.items())
-        if name != but
-        and seconds > 0  # some stores keep no times of folders
-        and is_stale(rows.get(name), datetime.fromtimestamp(seconds, UTC), now=now, expiry_s=expiry_s, keep=keep)
-    ]
+    folders = {status.getPath().getName(): status.getPath() for status in fs.listStatus(root)}
+    known = ", ".join(map(sql_text, folders)) or "NULL"
+    rows = {row["run_id"]: row for row in run_rows(spark, lake, f"run_id IN ({known})")}
+
+    def is_old(name: str) -> bool:
+        row = rows.get(name)
+        written = datetime.fromtimestamp(newest_s(fs, folders[name]) if row is None else 0, UTC)
+        return is_stale(row, written, now=now, expiry_s=expiry_s, keep=keep)
+
+    return [name for name in sorted(folders) if name != but and is_old(name)]
 
 
 def tidy(
@@ -237,10 +274,10 @@ def tidy(
     now = datetime.now(UTC)
 
     def living() -> list[Mapping[str, Any]]:
-        return live_runs(run_rows(spark, lake), now=datetime.now(UTC), expiry_s=expiry_s, but=run_id)
+        running = run_rows(spark, lake, "status = 'running'")
+        return live_runs(running, now=datetime.now(UTC), expiry_s=expiry_s, but=run_id)
 
-    live = living()
-    since, busy = kept_since(live, now=now, retention=retention), written_by(live)
+    since = kept_since(living(), now=now, retention=retention)
     hours = (now - since).total_seconds() / 3600
     skipped: dict[str, str] = {}
     with tidying_session(spark) as session:
@@ -253,7 +290,7 @@ def tidy(
         for table in COMPACTED:
             progress(f"compacting {table.name}")
             check_owned()
-            if table.name in busy:
+            if table.name in (busy := written_by(living())):
                 skipped[f"compaction of {table.name}"] = f"run {busy[table.name]} writes it"
                 continue
             compacted[table.name] = small_files(spark, lake, table)
@@ -286,6 +323,9 @@ def tidy(
 def _optimize(session: SparkSession, lake: Lake, table: Table) -> None:
     from delta.tables import DeltaTable
 
+    # What has half the size is left alone, so that what was put together once is not written again every time.
+    session.conf.set("spark.databricks.delta.optimize.minFileSize", str(file_bytes(table) // 2))
+    session.conf.set("spark.databricks.delta.optimize.maxFileSize", str(file_bytes(table)))
     DeltaTable.forPath(session, lake.table(table)).optimize().executeCompaction()
 
 

@@ -13,6 +13,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -34,7 +35,7 @@ EVENTS, SENT, FILES = "events.jsonl", "sent.json", "files"  # in a folder of kep
 
 
 @dataclass(frozen=True)
-class Store:
+class TrackingStore:
     """Where runs are logged: a tracking URI, and where its artifacts go if the store does not decide that."""
 
     uri: str
@@ -67,7 +68,7 @@ def is_refusal(error: BaseException) -> bool:
 class Outbox:
     """What one command tells MLflow. From the first event that does not arrive on, all are kept, in order."""
 
-    store: Store
+    store: TrackingStore
     folder: Path  # where events are kept, one folder in it for each command
     warn: Callable[[str], None]
     ids: dict[str, str] = field(default_factory=dict)  # key of a run -> its id in MLflow
@@ -115,10 +116,11 @@ class Outbox:
     def close(self) -> None:
         """Let others send what was kept."""
         if self._events is not None:
-            self._events.close()
+            with suppress(OSError):  # of a disk that is full, on which it tries again to write
+                self._events.close()
 
 
-def client_of(store: Store) -> Any:
+def client_of(store: TrackingStore) -> Any:
     """A client of a tracking store, quiet and impatient. Raises what MLflow raises."""
     for key, value in (QUIET | PATIENCE).items():
         os.environ.setdefault(key, value)
@@ -139,7 +141,7 @@ def without_credentials(text: str) -> str:
 # -- kept events --------------------------------------------------------------------------------------------------
 
 
-def _begun(folder: Path, store: Store, ids: dict[str, str]) -> Path:
+def _begun(folder: Path, store: TrackingStore, ids: dict[str, str]) -> Path:
     kept = folder / uuid.uuid4().hex
     (kept / FILES).mkdir(parents=True)
     (kept / SENT).write_text(json.dumps({"store": asdict(store), "n": 0, "ids": ids}))
@@ -160,28 +162,44 @@ def _with_files(event: Event, kept: Path) -> Event:
     return Event(event.kind, event.run, data)
 
 
-def send_kept(store: Store, folder: Path, warn: Callable[[str], None]) -> int:
+def send_kept(store: TrackingStore, folder: Path, warn: Callable[[str], None]) -> int:
     """Send what commands that have ended kept for `store`, in its order; how many events went.
 
-    What does not arrive stays for the next time. A command that dies in between may send its last event twice.
+    What does not arrive stays for the next time, and so does what cannot be read. A command that dies in between may
+    send its last event twice.
     """
     n_sent = 0
-    for kept in sorted(folder.glob("*"), key=lambda path: path.stat().st_mtime) if folder.is_dir() else []:
-        if not (kept / EVENTS).is_file():
+    for kept in _kept_folders(folder):
+        try:
+            with (kept / EVENTS).open("r") as events:
+                fcntl.flock(events, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused: a command adds to it, or sends it
+                sent, arrived = _send(store, kept, _whole_lines(events.read()), warn)
+                n_sent += sent
+        except (BlockingIOError, FileNotFoundError):  # another command was here first
             continue
-        with (kept / EVENTS).open("r") as events:
-            try:
-                fcntl.flock(events, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:  # a command that goes on adds to it, or sends it
-                continue
-            sent, arrived = _send(store, kept, events.read().splitlines(), warn)
-            n_sent += sent
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            warn(f"what MLflow missed cannot be sent from {kept}: {reason_of(e)}")
+            continue
         if not arrived:
             break
     return n_sent
 
 
-def _send(store: Store, kept: Path, lines: list[str], warn: Callable[[str], None]) -> tuple[int, bool]:
+def _kept_folders(folder: Path) -> list[Path]:
+    """The folders of kept events, the oldest first."""
+    found = []
+    for kept in folder.glob("*") if folder.is_dir() else ():
+        with suppress(FileNotFoundError):  # of a command that has just sent it
+            found.append((kept.stat().st_mtime, kept))
+    return [kept for _, kept in sorted(found)]
+
+
+def _whole_lines(text: str) -> list[str]:
+    """The lines that were written to their end: a full disk or a kill tears the last."""
+    return text[: text.rfind("\n") + 1].splitlines()
+
+
+def _send(store: TrackingStore, kept: Path, lines: list[str], warn: Callable[[str], None]) -> tuple[int, bool]:
     """How many events of a folder were sent now, and whether MLflow could be reached."""
     state = json.loads((kept / SENT).read_text())
     if state["store"] != asdict(store):
@@ -212,7 +230,7 @@ def _named(event: Event) -> str:
 # -- telling MLflow -----------------------------------------------------------------------------------------------
 
 
-def perform(client: Any, store: Store, ids: dict[str, str], event: Event) -> None:
+def perform(client: Any, store: TrackingStore, ids: dict[str, str], event: Event) -> None:
     """Tell MLflow one event; a new run's id is added to `ids`. Raises what MLflow raises."""
     data = event.data
     if event.kind == "run":
@@ -254,7 +272,7 @@ def perform(client: Any, store: Store, ids: dict[str, str], event: Event) -> Non
         raise ValueError(f"unknown event {event.kind!r}")
 
 
-def experiment_of(client: Any, store: Store, name: str) -> str:
+def experiment_of(client: Any, store: TrackingStore, name: str) -> str:
     """The id of an experiment, made where there is none. Raises what MLflow raises."""
     for last in (False, True):
         found = client.get_experiment_by_name(name)

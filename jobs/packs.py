@@ -83,7 +83,7 @@ class Packs:
                 try:
                     with filesystem.open(partial, "wb") as out:
                         shutil.copyfileobj(file, out, COPY_BYTES)
-                    _rename(filesystem, partial, path, size_bytes)
+                    rename(filesystem, partial, path, size_bytes)
                 finally:
                     with suppress(Exception):
                         filesystem.rm(partial)
@@ -96,7 +96,8 @@ def _is_there(filesystem: Any, path: str, size_bytes: int) -> bool:
     return bool(filesystem.exists(path)) and filesystem.size(path) == size_bytes
 
 
-def _rename(filesystem: Any, partial: str, path: str, size_bytes: int) -> None:
+def rename(filesystem: Any, partial: str, path: str, size_bytes: int) -> None:
+    """Give an object of so many bytes, which is there as a whole, its name; another of that name is as good."""
     if filesystem.size(partial) != size_bytes:
         raise OSError(f"{filesystem.size(partial)} bytes were written")
     try:

@@ -52,8 +52,11 @@ class Prepared:
     is_measured: bool = True  # by the rows of documents, media, frames, features and mentions that it commits
 
 
-def prepare(name: str, config: Config, selection: Selection) -> Prepared:
-    """Check all of a job that can be checked without Spark; raises what is wrong with it."""
+def prepare(name: str, config: Config, selection: Selection, judged: Sequence[str] = ()) -> Prepared:
+    """Check all of a job that can be checked without Spark; raises what is wrong with it.
+
+    selection: what featurize takes. judged: the runs that check judges; none: all that nothing covers.
+    """
     if name == "crawl":
         crawl.validate(config)
         return Prepared(
@@ -95,7 +98,10 @@ def prepare(name: str, config: Config, selection: Selection) -> Prepared:
         )
     check.vector_lengths(config)
     return Prepared(
-        name=name, outputs={}, pins=check.pins, run=lambda spark, lake, run: check.run(spark, lake, config, run)
+        name=name,
+        outputs={},
+        pins=check.pins,
+        run=lambda spark, lake, run: check.run(spark, lake, config, run, only=judged),
     )
 
 
@@ -117,11 +123,13 @@ class Finished:
     result: JobResult
 
 
-def run_jobs(common: Common, names: Sequence[str], *, selection: Selection | None = None) -> Ending:
+def run_jobs(
+    common: Common, names: Sequence[str], *, selection: Selection | None = None, judged: Sequence[str] = ()
+) -> Ending:
     """Run jobs in order and report on them; a rejected one ends the pipeline. Raises what ends a job otherwise."""
     config = common.config
     tracking.tracking_store(lake_at(config.lake))
-    jobs = [prepare(name, config, selection or Selection()) for name in names]
+    jobs = [prepare(name, config, selection or Selection(), judged) for name in names]
     progress = progress_of(common)
     with ExitStack() as stack:
         stack.enter_context(progress.shown())

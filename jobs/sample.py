@@ -26,6 +26,7 @@ from jobs.lake import (
     open_lake,
     read,
     remove_folder,
+    rows_of,
     snapshot,
     version,
 )
@@ -248,7 +249,8 @@ def begin_shard(spark: SparkSession, lake: Lake, uri: str) -> Lake:
         raise LakeError(f"--out {out.uri} holds a sample that was cut short; remove it, or name another place")
     if there:
         raise LakeError(f"--out {out.uri} is not empty: it holds {', '.join(sorted(there)[:5])}; name another place")
-    fs.createNewFile(file_system(spark, f"{out.uri}/{UNFINISHED}")[1])
+    if not fs.createNewFile(file_system(spark, f"{out.uri}/{UNFINISHED}")[1]):
+        raise LakeError(f"--out {out.uri}: another sample began to write there at the same moment; name another place")
     return out
 
 
@@ -280,20 +282,20 @@ def cut(
         spark.sql(create_ddl(table, out.table(table)))
     share = n_documents / of_documents
 
-    def copy(table: Table, ids: DataFrame, n_ids: int, write: Callable[[DataFrame], None]) -> None:
+    def copy(table: Table, ids: DataFrame, n_ids: int, write: Callable[[DataFrame, Table, int], None]) -> None:
         progress(f"copying {table.name}")
-        key = ids.columns[0]
-        for bucket in buckets(n_ids, of=IDS_AT_ONCE):
-            some = F.broadcast(ids.where(F.col(key).startswith(bucket)))
-            rows = source[table.name].where(F.col(key).startswith(bucket)).join(some, on=key, how="left_semi")
-            write(hashed_rows(rows, table, sample.hashed, salt))
+        parts, key = buckets(n_ids, of=IDS_AT_ONCE), ids.columns[0]
+        for part in parts:
+            some = ids.where(F.col(key).startswith(part))
+            rows = rows_of(spark, lake, table, some, version=pinned[table.name])
+            write(hashed_rows(rows, table, sample.hashed, salt), table, len(parts))
 
-    def written(table: Table) -> Callable[[DataFrame], None]:
-        n_files = math.ceil(share * int(snapshot(spark, lake.table(table)).sizeInBytes()) / FILE_BYTES)
-        return lambda rows: append(rows.repartition(max(1, n_files)), out, table)
+    def write_rows(rows: DataFrame, table: Table, n_parts: int) -> None:
+        n_bytes = share * int(snapshot(spark, lake.table(table)).sizeInBytes())
+        append(rows.repartition(math.ceil(n_bytes / n_parts / FILE_BYTES) or 1), out, table)
 
-    def write_media(rows: DataFrame) -> None:
-        written(MEDIA)(rows.where("pack_uri IS NULL"))  # a file has either bytes or references
+    def write_media(rows: DataFrame, table: Table, n_parts: int) -> None:
+        write_rows(rows.where("pack_uri IS NULL"), table, n_parts)  # a file has either bytes or references
         references = rows.where("pack_uri IS NOT NULL").select(*_REFERENCES.names)
         packs = Packs(uri=out.packs(), partial_uri=f"{staging}/packs", inline_bytes=0)
         copied = references.repartition(spark.sparkContext.defaultParallelism).mapInArrow(
@@ -302,12 +304,12 @@ def cut(
         copied.write.mode("append").parquet(f"{staging}/references")
 
     for table in (FETCHES, DOCUMENTS, MENTIONS):
-        copy(table, doc_ids.select("doc_id"), n_documents, written(table))
+        copy(table, doc_ids.select("doc_id"), n_documents, write_rows)
     copy(MEDIA, media_ids, n_media, write_media)
     references = spark.read.schema(f"{schema_ddl(_REFERENCES)}, is_there BOOLEAN").parquet(f"{staging}/references")
     append(references.withColumn("content", F.lit(None).cast("binary")).coalesce(1), out, MEDIA)
     for table in (FRAMES, FEATURES):
-        copy(table, media_ids, n_media, written(table))
+        copy(table, media_ids, n_media, write_rows)
     progress("copying golden sets and evaluations")
     items = hashed_rows(golden_rows(source["golden"], media_ids), GOLDEN, sample.hashed, salt).cache()
     for row in items.select("golden_set").distinct().collect():
@@ -315,7 +317,8 @@ def cut(
         number, of_set = last_transaction(spark, lake, GOLDEN, app_id), F.col("golden_set") == row.golden_set
         append(items.where(of_set).coalesce(1), out, GOLDEN, app_id=app_id, transaction=number)
     key = ["golden_set", "golden_version", "item_id"]
-    written(EVALUATIONS)(source["evaluations"].join(F.broadcast(items.select(*key)), on=key, how="left_semi"))
+    measured = source["evaluations"].join(F.broadcast(items.select(*key)), on=key, how="left_semi")
+    write_rows(measured, EVALUATIONS, 1)
     items.unpersist()
     progress("copying runs")
     versions = {table.name: version(spark, out, table) for table in TABLES}

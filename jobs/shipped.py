@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from featurizers.weights import WeightsUnreachable, cache_dir, check_unchanged, fetch
 from jobs.lake import Lake
 from jobs.meter import own_cores
+from jobs.packs import rename
 from jobs.stores import open_store
 from jobs.work import Due, Work
 
@@ -38,13 +41,29 @@ def ship(due: Due, root: str) -> Due:
         try:
             store, folder = open_store(uri)
             if not store.exists(f"{folder}/{COMPLETE}"):
-                store.makedirs(folder, exist_ok=True)
-                store.put(str(path), f"{folder}/{path.name}", recursive=path.is_dir())
+                for file in [one for one in path.rglob("*") if one.is_file()] if path.is_dir() else [path]:
+                    _put(
+                        store, file, f"{folder}/{file.relative_to(path.parent)}", partial=f"{folder}.{uuid.uuid4().hex}"
+                    )
                 store.touch(f"{folder}/{COMPLETE}")
         except Exception as e:  # every store has its own, and so has a package that is missing
             raise WeightsUnreachable(f"{due.spec.id}: {path} cannot be put to {uri}: {type(e).__name__}: {e}") from e
         shipped[name] = f"{uri}/{path.name}"
     return replace(due, shipped=shipped)
+
+
+def _put(store: Any, file: Path, target: str, *, partial: str) -> None:
+    """Put a file so that it is there as a whole or not at all, whatever another driver puts or is killed at.
+
+    partial: where it stands before, outside of the folder that is read.
+    """
+    store.makedirs(target.rpartition("/")[0], exist_ok=True)
+    try:
+        store.put_file(str(file), partial)
+        rename(store, partial, target, file.stat().st_size)
+    finally:
+        with suppress(Exception):
+            store.rm(partial)
 
 
 def at_hand(due: Due) -> Mapping[str, Path]:

@@ -23,7 +23,7 @@ import yaml
 from featurizers.weights import cache_dir
 from jobs.config import Config, ConfigError
 from jobs.lake import Lake
-from jobs.outbox import Event, Outbox, Store, send_kept, without_credentials
+from jobs.outbox import Event, Outbox, TrackingStore, send_kept, without_credentials
 from jobs.runs import code_version
 
 EXPERIMENT = "lakelens"
@@ -53,18 +53,18 @@ class Tracked:
             self.outbox.tell(Event(kind, self.key, data))
 
 
-def tracking_store(lake: Lake) -> Store:
+def tracking_store(lake: Lake) -> TrackingStore:
     """MLFLOW_TRACKING_URI, else SQLite in a local lake; raises ConfigError for a remote lake without it."""
     given = os.environ.get("MLFLOW_TRACKING_URI")
     if given:
-        return Store(uri=given, artifacts=None)
+        return TrackingStore(uri=given, artifacts=None)
     folder = lake.local_folder()
     if folder is None:
         raise ConfigError(
             f"lake {lake.uri} is remote and MLFLOW_TRACKING_URI is not set; set it to the address of an MLflow server"
         )
     # MLflow refuses its old file store, and puts SQLite's artifacts into the working folder unless told otherwise.
-    return Store(uri=f"sqlite:///{folder}/mlflow.db", artifacts=(Path(folder) / "mlartifacts").as_uri())
+    return TrackingStore(uri=f"sqlite:///{folder}/mlflow.db", artifacts=(Path(folder) / "mlartifacts").as_uri())
 
 
 def flat_parameters(value: Any, prefix: str = "") -> dict[str, str]:
@@ -76,7 +76,7 @@ def flat_parameters(value: Any, prefix: str = "") -> dict[str, str]:
     return {prefix: without_credentials(text)[:MAX_VALUE]}
 
 
-def outbox_folder(lake: Lake, store: Store) -> Path:
+def outbox_folder(lake: Lake, store: TrackingStore) -> Path:
     """Where is kept what MLflow cannot be told: in a local lake, else in the cache of this machine."""
     local = lake.local_folder()
     if local is not None:

@@ -16,7 +16,7 @@ from featurizers.weights import digest, resolve
 from jobs.commit import added_files, log_entries
 from jobs.config import ConfigError, Featurize
 from jobs.golden import read_golden
-from jobs.lake import Lake, read
+from jobs.lake import Lake, file_of_row, read
 from jobs.runs import Run, run_rows
 from schemas import DOCUMENTS, FEATURES, MEDIA
 from schemas.errors import RETRYABLE
@@ -195,11 +195,7 @@ def plan_featurizer(
 
 def media_to_plan(media: DataFrame) -> DataFrame:
     """(media_id, size_bytes, file) of rows of `media` just read, `file` as Spark's readers take it."""
-    from pyspark.sql import functions as F
-
-    # file_path is percent-encoded, and url_decode would take a plus sign for a space
-    path = F.expr("url_decode(replace(_metadata.file_path, '+', '%2B'))")
-    return media.select("media_id", "size_bytes", path.alias("file"))
+    return media.select("media_id", "size_bytes", file_of_row().alias("file"))
 
 
 def buckets(n_ids: int, *, of: int) -> list[str]:

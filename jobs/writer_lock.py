@@ -22,7 +22,9 @@ from jobs.polling import polling
 from jobs.stores import S3, StoreRefused, open_store, refusal, store_of
 
 WRITER_LOCK = "_writer_lock.json"  # in the lake's root
-NOT_AS_EXPECTED = ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey", "404", "409", "412")
+NOT_AS_EXPECTED = ("PreconditionFailed", "NoSuchKey", "404", "412")
+CONFLICTS = ("ConditionalRequestConflict", "409")  # another request is on its way, perhaps this one's first try
+CONFLICT_ATTEMPTS = 5
 
 
 class WriterRefused(RuntimeError):
@@ -67,6 +69,16 @@ class LockObject(Protocol):
 def needs_lock(uri: str) -> bool:
     """Whether Delta's log cannot keep drivers apart at a URI."""
     return store_of(uri) is S3
+
+
+def clocks() -> tuple[float, float]:
+    """Seconds by two clocks: one that nobody sets and that goes on while the machine is suspended, and the wall's."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)), time.time()
+
+
+def elapsed_s(since: tuple[float, float]) -> float:
+    """How long ago that was by the clock that says longer: the first stands while a virtual machine is paused."""
+    return max(now - then for now, then in zip(clocks(), since, strict=True))
 
 
 def free_tag(seen: Seen | None, uri: str) -> str | None:
@@ -132,7 +144,7 @@ def held(
 ) -> Iterator[tuple[str, Callable[[], None]]]:
     """Hold a lock for a `with` block, its heart beating; yields the owner and the check of `sole_writer`."""
     mine = Holder(owner=secrets.token_hex(8), run_id=run_id, host=socket.gethostname(), expiry_s=expiry_s)
-    began = time.monotonic()
+    began = clocks()
     state: dict[str, Any] = {"mine": mine, "tag": take(lock, mine, uri), "beaten": began, "is_lost": False}
     one_at_a_time = threading.Lock()
 
@@ -140,7 +152,7 @@ def held(
         with one_at_a_time:
             if state["is_lost"]:
                 return
-            at = time.monotonic()
+            at = clocks()
             state["mine"] = replace(state["mine"], beats=state["mine"].beats + 1, is_released=is_released)
             tag = write(lock, state["mine"], tag=state["tag"])
             if tag is None:
@@ -149,7 +161,7 @@ def held(
                 state["tag"], state["beaten"] = tag, at
 
     def check() -> None:
-        if not state["is_lost"] and time.monotonic() - state["beaten"] >= expiry_s / 2:  # the rest is for the commit
+        if not state["is_lost"] and elapsed_s(state["beaten"]) >= expiry_s / 2:  # the rest is for the commit
             beat()
         if state["is_lost"]:
             raise WriterLost(f"another driver took over writing to {uri}; this one stops")
@@ -213,12 +225,17 @@ class S3Object:
         """The new tag; None, and nothing written, unless it is still at `tag`, or not there for a tag of None."""
         condition = {"IfNoneMatch": "*"} if tag is None else {"IfMatch": tag}
         body = json.dumps(asdict(holder)).encode()
-        try:
-            return str(self._filesystem.call_s3("put_object", **self._place, Body=body, **condition)["ETag"])
-        except Exception as e:
-            if _code(e) in NOT_AS_EXPECTED:
-                return None
-            raise refusal(self.uri, e) or e from e
+        for left in reversed(range(CONFLICT_ATTEMPTS)):
+            try:
+                return str(self._filesystem.call_s3("put_object", **self._place, Body=body, **condition)["ETag"])
+            except Exception as e:
+                if _code(e) in CONFLICTS and left:
+                    time.sleep(0.5)
+                elif _code(e) in (*NOT_AS_EXPECTED, *CONFLICTS):
+                    return None
+                else:
+                    raise refusal(self.uri, e) or e from e
+        raise AssertionError("unreachable")
 
 
 def _code(error: BaseException) -> str | None:

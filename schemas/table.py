@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-# The `deltalake` reader and most engines other than Spark refuse tables with deletion vectors.
-BASE_PROPERTIES: Mapping[str, str] = {"delta.enableDeletionVectors": "false"}
+BASE_PROPERTIES: Mapping[str, str] = {
+    "delta.enableDeletionVectors": "false",  # most engines other than Spark, and `deltalake`, refuse tables with them
+    # So long a version's removed files are known, and VACUUM can be told to keep them: as long as Delta keeps logs.
+    "delta.deletedFileRetentionDuration": "interval 30 days",
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,6 @@ import os
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+from tests.ports import free_port
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "airflow_dags"
@@ -41,7 +42,8 @@ with calls.open("a") as out:
 time.sleep(600 if child else plan.get("takes_s", 0))
 code = plan.get("exit_code", 0)
 print("so it goes", file=sys.stderr)
-print(json.dumps({"command": job, "exit_code": code, "message": f"{job} ended", "n_media": plan.get("n_media", 0)}))
+told = {"command": job, "exit_code": code, "message": f"{job} ended", "n_media": plan.get("n_media", 0)}
+print(json.dumps({name: value for name, value in told.items() if value is not None}))
 sys.exit(code)
 """
 
@@ -161,12 +163,6 @@ def until(
         time.sleep(0.5)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextmanager
 def running_airflow(home: Path, venv: Path, *, more_dags: Mapping[str, str]) -> Iterator[Airflow]:
     """Airflow with this checkout's DAGs and `more_dags` (file name -> source), until the block ends.
@@ -177,7 +173,7 @@ def running_airflow(home: Path, venv: Path, *, more_dags: Mapping[str, str]) -> 
     shutil.copytree(FOLDER, dags, ignore=shutil.ignore_patterns("__pycache__", "requirements.lock"))
     for name, source in more_dags.items():
         (dags / name).write_text(source)
-    port = _free_port()
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("AIRFLOW", "PYTHON"))} | {
         "AIRFLOW_VENV": str(venv),
@@ -211,8 +207,7 @@ def running_airflow(home: Path, venv: Path, *, more_dags: Mapping[str, str]) -> 
                     )
                 )  # fmt: skip
         until(lambda: _is_up(airflow), lambda: _logs(home), within_s=STARTS_WITHIN_S)
-        for pool in ("lakelens", "lakelens_backfill"):
-            airflow.ask("POST", "pools", {"name": pool, "slots": 1})
+        airflow.ask("POST", "pools", {"name": "lakelens", "slots": 1})
         yield airflow
     finally:
         for process in airflow.processes:

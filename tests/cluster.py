@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from typing import Any
 import psutil
 
 from jobs.session import LOCAL_JAVA_OPTIONS, jars
+from tests.ports import free_port
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "build" / "cluster"
@@ -87,15 +87,12 @@ def submit(
     return process
 
 
-def free_port(wanted: int) -> int:
+def port_of(wanted: int) -> int:
     """`wanted`, or any port for 0; raises ClusterError where it is taken, for Spark would try the next one."""
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as a server has it: TIME_WAIT is no listener
-        try:
-            listener.bind((HOST, wanted))
-        except OSError as e:
-            raise ClusterError(f"port {wanted} of {HOST} cannot be listened on ({e}); end what uses it") from e
-        return int(listener.getsockname()[1])
+    try:
+        return free_port(wanted)
+    except OSError as e:
+        raise ClusterError(f"port {wanted} of {HOST} cannot be listened on ({e}); end what uses it") from e
 
 
 def session_of(leader: int) -> list[psutil.Process]:
@@ -167,8 +164,8 @@ def cluster(folder: Path, *, gpus: bool = False, port: int = 0, page_port: int =
     Raises ClusterError where it does not come up.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    url = f"spark://{HOST}:{free_port(port)}"
-    page = f"http://{HOST}:{free_port(page_port)}"
+    url = f"spark://{HOST}:{port_of(port)}"
+    page = f"http://{HOST}:{port_of(page_port)}"
     started: list[subprocess.Popen[bytes]] = []
     try:
         ports = ["--port", url.rpartition(":")[2], "--webui-port", page.rpartition(":")[2]]

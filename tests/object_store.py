@@ -22,17 +22,13 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from tests.ports import free_port
+
 SLOW_DOWN = (
     b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 )
 START_S = 60
 AZURITE_PORT = 10000
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def environment(endpoint: str, tracking: Path, **changed: str) -> dict[str, str]:

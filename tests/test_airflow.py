@@ -332,8 +332,30 @@ def test_a_rejected_wave_is_discarded_and_ends_its_day(airflow: Airflow, stand_i
     [featurized] = stand_in.calls("featurize")
     judged, discarded = (call["argv"] for call in stand_in.calls("check"))
     given = featurized["argv"][featurized["argv"].index("--run-id") + 1]
-    assert judged[judged.index("--run-id") + 1] == given
+    assert judged[:3] == ["check", "--run", f"{given}.featurize"] and judged[judged.index("--run-id") + 1] == given
     assert discarded[:3] == ["check", "--discard", f"{given}.featurize"]
+
+
+def test_a_rejected_wave_that_cannot_be_discarded_is_told_of(airflow: Airflow, stand_in: StandIn) -> None:
+    stand_in.plan(featurize=[{"n_media": 5}], check=[{"exit_code": 3}, {"exit_code": 1}])
+    airflow.pause(BACKFILL, is_paused=False)
+    before = set(backfilled(airflow))
+    create_backfill(airflow, [datetime.now(UTC) - timedelta(days=15)], limit=5)
+    [run_id] = set(backfilled(airflow)) - before
+    assert airflow.ended(BACKFILL, run_id) == "failed"
+    [featurized] = stand_in.calls("featurize")
+    given = featurized["argv"][featurized["argv"].index("--run-id") + 1]
+    until(lambda: f"{given}.featurize is to be discarded yet: check ended" in alerts(airflow))
+
+
+def test_a_wave_that_was_accepted_before_is_followed_by_the_next(airflow: Airflow, stand_in: StandIn) -> None:
+    stand_in.plan(featurize=[{"n_media": None}, {"n_media": 2}])
+    airflow.pause(BACKFILL, is_paused=False)
+    before = set(backfilled(airflow))
+    create_backfill(airflow, [datetime.now(UTC) - timedelta(days=18)], limit=5)
+    [run_id] = set(backfilled(airflow)) - before
+    assert airflow.ended(BACKFILL, run_id) == "success"
+    assert len(stand_in.calls("featurize")) == 2
 
 
 def test_nothing_listens_but_on_loopback(airflow: Airflow) -> None:

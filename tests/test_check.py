@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from jobs.check import DiscardRefused, JudgedRun, judged_runs
+from jobs.check import CheckRefused, JudgedRun, judged_runs
 from jobs.config import load_config
 from jobs.expectations import Judgement, describe_failure
 from jobs.progress import unseen
@@ -237,12 +237,12 @@ def test_a_bad_row_rejects_its_run_until_it_is_discarded(spark: Any, tmp_path: P
     lake = write_lake(spark, tmp_path, tables, runs)
     config = load_config()
 
-    def checked(run_id: str) -> Any:
+    def checked(run_id: str, **chosen: Any) -> Any:
         with executing(
             spark, lake, run_id=run_id, job="check", inputs={}, outputs={}, config_digest="", heartbeat_s=300,
             expiry_s=300, progress=unseen,
         ) as run:  # fmt: skip
-            result = check.run(spark, lake, config, run)
+            result = check.run(spark, lake, config, run, **chosen)
             finish(spark, lake, run, result, mlflow_run_id=None)
             return result
 
@@ -256,7 +256,14 @@ def test_a_bad_row_rejects_its_run_until_it_is_discarded(spark: Any, tmp_path: P
     statuses = {row["run_id"]: row["status"] for row in run_rows(spark, lake)}
     assert statuses["bad.featurize"] == "rejected" and statuses["1.check"] == "rejected"
 
-    with pytest.raises(DiscardRefused, match="not known"):
+    with pytest.raises(CheckRefused, match=r"run nobody\.featurize cannot be judged"):
+        checked("none.check", only=["r.crawl", "nobody.featurize"])
+    alone = checked("alone.check", only=["r.crawl", "r.featurize"])
+    assert (alone.status, alone.covers) == ("accepted", ["r.crawl", "r.featurize"]), alone.message
+    assert published(spark, lake, FEATURES, CONCEPT).count() == 10
+    assert checked("bad.check", only=["r.crawl", "bad.featurize"]).covers == ["bad.featurize"]
+
+    with pytest.raises(CheckRefused, match="not known"):
         check.discard(spark, lake, config, "nobody.featurize")
     assert check.discard(spark, lake, config, "bad.featurize") == {"features": 3, "mentions": 0}
     second = checked("2.check")
@@ -264,6 +271,6 @@ def test_a_bad_row_rejects_its_run_until_it_is_discarded(spark: Any, tmp_path: P
     assert (tmp_path / "lake/reports/2.check/gates/index.html").is_file()
     of_concept = read(spark, lake, FEATURES).where(f"featurizer = '{CONCEPT}'")
     assert published(spark, lake, FEATURES, CONCEPT).count() == of_concept.count() == 10
-    with pytest.raises(DiscardRefused, match="is published"):
+    with pytest.raises(CheckRefused, match="is published"):
         check.discard(spark, lake, config, "r.featurize")
     assert checked("3.check").message.startswith("nothing to judge")

@@ -20,6 +20,7 @@ from jobs.maintain import (
     kept_since,
     live_runs,
     modified_s,
+    newest_s,
     old_objects,
     remove_orphans,
     said,
@@ -27,7 +28,7 @@ from jobs.maintain import (
     written_by,
 )
 from jobs.progress import unseen
-from schemas import FEATURES, FRAMES, MEDIA, MENTIONS, RUNS, TABLES
+from schemas import FEATURES, FRAMES, GOLDEN, MEDIA, MENTIONS, RUNS, TABLES
 from tests import rows, small_lake
 from tests.attempts import Attempt, kill_all, logged, start_command, until_struck
 from tests.rows import CONCEPT, NOW, run_row
@@ -101,6 +102,30 @@ def test_only_old_objects_with_names_of_media_are_listed(tmp_path: Path) -> None
     batch = pa.RecordBatch.from_pydict({"folder": [f"file://{tmp_path}"]})
     [listed] = old_objects([batch], time.time() - WEEK.total_seconds())
     assert listed.schema == OBJECTS and listed.to_pylist() == [{"media_id": "a" * 64, "size_bytes": 1}]
+
+
+def test_a_folder_is_as_old_as_its_newest_file_for_stores_keep_no_times_of_folders() -> None:
+    class Files:
+        """As Hadoop lists them, over py4j."""
+
+        def __init__(self, *written_s: float) -> None:
+            self.left = list(written_s)
+
+        def listFiles(self, folder: str, recursive: bool) -> Files:
+            return self if recursive else Files()
+
+        def hasNext(self) -> bool:
+            return bool(self.left)
+
+        def next(self) -> Files:
+            self.at = self.left.pop()
+            return self
+
+        def getModificationTime(self) -> int:
+            return int(self.at * 1000)
+
+    assert newest_s(Files(5, 900, 70), "folder") == 900
+    assert newest_s(Files(), "folder") == 0
 
 
 def test_what_was_done_and_what_was_left_alone_is_said() -> None:
@@ -243,6 +268,7 @@ def test_maintenance_that_was_killed_can_be_done_again(
     spark: SparkSession, small: Lake, tmp_path: Path, phase: str
 ) -> None:
     lake, orphans, old = make_work(spark, small, tmp_path / "lake")
+    assert orphans and old.exists()
     n_commits = logged(tmp_path / "lake", "mentions")
     counts = {table.name: read(spark, lake, table).count() for table in TABLES if table is not RUNS}
 
@@ -278,11 +304,20 @@ def test_what_nobody_needs_goes_and_featurize_plans_no_file_again(
     app_id = f"{CONCEPT}#{rows.FINGERPRINTS[CONCEPT]}"
     more = rows.feature("z", CONCEPT, [rows.found(1280)])
     append(rows.frame_of(spark, FEATURES, [more]).coalesce(1), lake, FEATURES, app_id=app_id, transaction=4)
+    staged = small_lake.packs_of(lake).store(io.BytesIO(b"staged"), media_id=rows.media_id("staged"), size_bytes=6)
+    kept = aged(Path(staged.removeprefix("file://")), OLD_S)  # of a crawl that is resumed an hour later
+    wave = spark.createDataFrame([(rows.media_id("staged"), staged)], "media_id STRING, pack_uri STRING")
+    wave.coalesce(1).write.parquet(f"{lake.uri}/_staging/f.crawl/wave=0")
+    failed = run_row("f.crawl", "crawl", status="failed", heartbeat=datetime.now(UTC) - timedelta(hours=1))
+    append(rows.frame_of(spark, RUNS, [failed]), lake, RUNS)
+    aged(tmp_path / "lake/_staging/old.plan/part", OLD_S)
+    aged(tmp_path / "lake/_staging/young.plan/part", 0)
     at, n_mentions = version(spark, lake, MENTIONS), read(spark, lake, MENTIONS).count()
     media_at, media_files = version(spark, lake, MEDIA), files(lake, "media") - orphans
     done = tidied(spark, lake)
     assert (done.vacuumed["media"], done.n_objects, done.compacted["mentions"]) == (len(orphans), 1, 3)
-    assert not any(path.exists() for path in (*orphans, old))
+    assert not any(path.exists() for path in (*orphans, old)) and kept.exists()
+    assert done.staging == ["old.plan"]
     assert (tmp_path / "lake/_packs" / small_lake.LARGE_ID[:2] / small_lake.LARGE_ID).exists()
     assert (version(spark, lake, MEDIA), files(lake, "media")) == (media_at, media_files)
     assert read(spark, lake, MENTIONS, version=at).count() == read(spark, lake, MENTIONS).count() == n_mentions
@@ -292,3 +327,16 @@ def test_what_nobody_needs_goes_and_featurize_plans_no_file_again(
     assert planned is not None and planned[0] == []
     assert last_transaction(spark, lake, FEATURES, app_id) == 4
     assert len(files(lake, FRAMES.name)) == 1
+
+
+@pytest.mark.spark
+def test_a_version_that_was_pinned_is_read_however_old_its_commit_is(
+    spark: SparkSession, small: Lake, tmp_path: Path
+) -> None:
+    lake = small_lake.copied(small, tmp_path / "lake")
+    at, n_items = version(spark, lake, GOLDEN), read(spark, lake, GOLDEN).count()
+    aged(tmp_path / "lake/golden/_delta_log" / f"{at:020}.json", 20 * 86400.0)
+    append(read(spark, lake, GOLDEN), lake, GOLDEN)
+    assert read(spark, lake, GOLDEN, version=at).count() == n_items
+    keeps = "SHOW TBLPROPERTIES delta.`{}` ('delta.deletedFileRetentionDuration')"
+    assert spark.sql(keeps.format(lake.table(GOLDEN))).collect()[0].value == "interval 30 days"

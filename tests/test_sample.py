@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from jobs.config import ConfigError
-from jobs.lake import UNFINISHED, Lake, LakeError, open_lake, read
+from jobs.lake import UNFINISHED, Lake, LakeError, append, open_lake, read, rows_of
 from jobs.packs import Packs
 from jobs.sample import Sample, begin_shard, chosen_documents, copied_objects, cut, hashed_rows
 from jobs.work import buckets
@@ -152,6 +153,39 @@ def test_a_shard_of_one_document_has_all_that_belongs_to_it(spark: SparkSession,
     query = read(spark, few, GOLDEN).where("query IS NOT NULL").first()
     assert query is not None and [one.media_id for one in query.relevant] == [rows.media_id(small_lake.NAMES[1])]
     assert '"items": 2' in query.card
+
+
+@pytest.mark.spark
+def test_who_only_reads_makes_no_table(spark: SparkSession, small: Lake, tmp_path: Path) -> None:
+    lake = small_lake.copied(small, tmp_path / "lake")
+    shutil.rmtree(tmp_path / "lake" / "evaluations")  # of a crawl that is about to make it
+    with pytest.raises(LakeError, match="has no table evaluations: a crawl is making the lake at this moment"):
+        open_lake(spark, lake.uri, create=False)
+    assert not (tmp_path / "lake" / "evaluations").exists()
+    open_lake(spark, lake.uri)
+    assert (tmp_path / "lake" / "evaluations" / "_delta_log").is_dir()
+
+
+@pytest.mark.spark
+def test_rows_of_a_few_media_are_read_from_the_files_that_hold_them(
+    spark: SparkSession, small: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pyspark.sql import functions as F
+
+    lake = small_lake.copied(small, tmp_path / "a lake+100%")
+    more = [rows.feature(f"more{i}", rows.CONCEPT, []) for i in range(3)]
+    for row in more:
+        append(rows.frame_of(spark, FEATURES, [row]).coalesce(1), lake, FEATURES)
+    wanted = [small_lake.LARGE_ID, rows.media_id("more1"), "0" * 64]
+    ids = spark.createDataFrame([(media_id,) for media_id in wanted], "media_id STRING")
+    found = rows_of(spark, lake, FEATURES, ids)
+    assert len(found.inputFiles()) < len(read(spark, lake, FEATURES).inputFiles())
+    expected = read(spark, lake, FEATURES).where(F.col("media_id").isin(wanted))
+    assert found.schema.simpleString() == expected.schema.simpleString()
+    assert found.exceptAll(expected).isEmpty() and found.count() == expected.count() > 5
+    assert rows_of(spark, lake, FEATURES, ids.limit(0)).isEmpty()
+    monkeypatch.setattr("jobs.lake.FEW_FILES", 0)
+    assert rows_of(spark, lake, FEATURES, ids).count() == expected.count()
 
 
 @pytest.mark.spark

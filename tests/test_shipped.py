@@ -41,6 +41,14 @@ def test_tasks_have_shipped_weights_without_the_driver_and_once_per_machine(
     assert at_hand(shipped) == found
 
 
+@pytest.mark.parametrize("root", ["memory://torn-{}/_weights", "file://{}/_weights"])
+def test_what_a_driver_that_died_has_shipped_in_part_is_made_whole(due: Due, tmp_path: Path, root: str) -> None:
+    store, folder = fsspec.core.url_to_fs(f"{root.format(tmp_path)}/{due.sha256['ner']}")
+    store.makedirs(f"{folder}/ner/vocab", exist_ok=True)
+    store.pipe_file(f"{folder}/ner/vocab/words", b"wo")
+    assert digest(at_hand(ship(due, root.format(tmp_path)))["ner"]) == due.sha256["ner"]
+
+
 def test_what_is_in_the_lake_as_a_whole_is_not_written_again(due: Due, tmp_path: Path) -> None:
     first = ship(due, f"file://{tmp_path}/_weights")
     (tmp_path / "driver" / "net.onnx").unlink()

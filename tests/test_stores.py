@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ class Place:
     endpoint: str
     proxy: Proxy
     environment: dict[str, str]
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def rows(self, lake: str, tables: Sequence[Table] = TABLES) -> dict[str, Rows]:
         """Tables as delta-rs reads them, past Spark and the proxy."""
@@ -66,7 +67,15 @@ class Place:
     def begin(self, lake: str, log: Path, *, command: str = "run") -> subprocess.Popen[str]:
         """Begin the pipeline, or its crawl alone, on a lake of the bucket."""
         what = ["run", str(self.pipeline)] if command == "run" else [command, "--conf", str(self.pipeline)]
-        return begin([*what, "--lake", f"s3a://{BUCKET}/{lake}", "--run-id", "r"], log, self.environment)
+        process = begin([*what, "--lake", f"s3a://{BUCKET}/{lake}", "--run-id", "r"], log, self.environment)
+        self.started.append(process)
+        return process
+
+    def store(self) -> Any:
+        """The server by fsspec, past the proxy."""
+        import s3fs
+
+        return s3fs.S3FileSystem(key="test", secret="test", endpoint_url=self.endpoint, use_listings_cache=False)
 
 
 def begin(arguments: list[str], log: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
@@ -113,7 +122,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     pipeline = root / "pipeline.yaml"
     pipeline.write_text(PIPELINE.format(folder=root / "photos", expiry_s=EXPIRY_S))
     with moto(root / "moto.log", BUCKET) as endpoint, proxied(endpoint) as proxy:
-        yield Place(pipeline, endpoint, proxy, environment(proxy.endpoint, root / "mlflow.db"))
+        place = Place(pipeline, endpoint, proxy, environment(proxy.endpoint, root / "mlflow.db"))
+        yield place
+        for process in place.started:
+            if process.poll() is None:  # of a test that failed, perhaps asleep
+                kill_all(process)
 
 
 @pytest.fixture(scope="module")
@@ -149,10 +162,7 @@ def assert_same_crawl(place: Place, found: dict[str, Rows], expected: dict[str, 
 
 def stored(place: Place, uri: str) -> bytes:
     """The bytes at a `pack_uri`, by any fsspec."""
-    import s3fs
-
-    store = s3fs.S3FileSystem(key="test", secret="test", endpoint_url=place.endpoint, use_listings_cache=False)
-    data: bytes = store.cat_file(uri)
+    data: bytes = place.store().cat_file(uri)
     return data
 
 
@@ -189,10 +199,7 @@ def test_a_few_percent_of_slow_down_and_a_burst_cost_time_and_no_row(place: Plac
 
 def written(place: Place, lake: str) -> set[str]:
     """The tables of a lake that have a commit beyond their creation."""
-    import s3fs
-
-    store = s3fs.S3FileSystem(key="test", secret="test", endpoint_url=place.endpoint, use_listings_cache=False)
-    return {path.split("/")[-3] for path in store.glob(f"{BUCKET}/{lake}/*/_delta_log/*1.json")}
+    return {path.split("/")[-3] for path in place.store().glob(f"{BUCKET}/{lake}/*/_delta_log/*1.json")}
 
 
 def test_of_two_drivers_at_once_one_works_and_the_other_is_refused(place: Place, local: Path, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,7 +18,7 @@ import pytest
 
 from jobs.config import ConfigError, load_config
 from jobs.lake import Lake, lake_at
-from jobs.outbox import Store, without_credentials
+from jobs.outbox import EVENTS, TrackingStore, without_credentials
 from jobs.tracking import (
     OUTBOX,
     flat_parameters,
@@ -33,6 +32,7 @@ from jobs.tracking import (
     set_alias,
     tracking_store,
 )
+from tests.ports import free_port
 
 
 @pytest.fixture(autouse=True)
@@ -181,9 +181,42 @@ def test_what_mlflow_refuses_is_a_warning_and_holds_up_nothing(tmp_path: Path) -
     assert client.get_run(str(parent.mlflow_run_id)).data.metrics == {"documents": 3.0}
 
 
+def test_kept_events_that_cannot_be_read_hold_up_no_pipeline_and_a_torn_line_is_none(
+    tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    blocked, outbox = tmp_path / "blocked", tmp_path / "lake" / OUTBOX
+    blocked.write_text("a file where MLflow's folder should be")
+    uri = f"sqlite:///{blocked}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.chdir(tmp_path)
+    lake, warnings = lake_at(str(tmp_path / "lake")), list[str]()
+    tracked_pipeline(lake, warnings, files)
+    [kept] = outbox.iterdir()
+    with (kept / EVENTS).open("a") as events:
+        events.write('{"kind": "val')  # where the disk was full
+    broken = outbox / "broken"
+    broken.mkdir()
+    (broken / EVENTS).write_text("{}\n")
+    (broken / "sent.json").write_text("")
+    blocked.unlink()
+    with pipeline_run(lake, load_config(), name="next", experiment="other", warn=warnings.append):
+        check_tracked(MlflowClient(tracking_uri=uri))
+    assert list(outbox.iterdir()) == [broken]
+    assert [warning for warning in warnings if "cannot be sent from" in warning and "broken" in warning]
+
+
+def test_a_disk_that_is_full_to_the_end_ends_no_pipeline(tmp_path: Path) -> None:
+    lake, warnings = lake_at(str(tmp_path / "lake")), list[str]()
+    with pipeline_run(lake, load_config(), name="demo", warn=warnings.append) as parent:
+        parent.outbox._events = Path("/dev/full").open("a")  # noqa: SIM115
+        parent.outbox._events.write("what does not fit")
+
+
 def test_a_remote_lake_keeps_what_mlflow_cannot_be_told_in_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LAKELENS_CACHE", "/cache")
-    store = Store("http://mlflow:5000", None)
+    store = TrackingStore("http://mlflow:5000", None)
     assert outbox_folder(Lake("s3a://bucket/lake"), store).parent == Path("/cache/mlflow-outbox")
     assert outbox_folder(Lake("file:///lake"), store) == Path("/lake") / OUTBOX
 
@@ -194,9 +227,7 @@ def test_a_server_that_dies_in_the_middle_of_a_run_is_told_the_rest_once_it_is_b
 ) -> None:
     from mlflow import MlflowClient
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--artifacts-destination", str(tmp_path)]
 

@@ -106,6 +106,18 @@ def test_a_holder_that_slept_past_its_time_beats_before_it_goes_on_and_stops_whe
     assert lock.there == OTHER  # not released by who lost it
 
 
+def test_a_machine_that_was_suspended_or_paused_knows_it_by_one_of_two_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for asleep in ((600.0, 0.0), (0.0, 600.0)):
+        lock, slept = InMemory(), [(0.0, 0.0)]
+        monkeypatch.setattr("jobs.writer_lock.clocks", lambda slept=slept: slept[0])
+        with held(lock, URI, run_id="r", heartbeat_s=3600, expiry_s=300) as (_, check):
+            check()
+            assert lock.there is not None and lock.there.beats == 0
+            slept[0] = asleep
+            check()
+            assert lock.there.beats == 1
+
+
 def test_what_is_set_in_the_environment_is_said_to_spark_and_to_python() -> None:
     both = {"AWS_ENDPOINT_URL": "http://here:1", "AWS_REGION": "eu-west-1"}
     settings = {key.rpartition("s3a.")[2]: value for key, value in spark_settings(URI, both).items()}
