@@ -42,9 +42,7 @@ def ship(due: Due, root: str) -> Due:
             store, folder = open_store(uri)
             if not store.exists(f"{folder}/{COMPLETE}"):
                 for file in [one for one in path.rglob("*") if one.is_file()] if path.is_dir() else [path]:
-                    _put(
-                        store, file, f"{folder}/{file.relative_to(path.parent)}", partial=f"{folder}.{uuid.uuid4().hex}"
-                    )
+                    _put(store, file, folder, str(file.relative_to(path.parent)))
                 store.touch(f"{folder}/{COMPLETE}")
         except Exception as e:  # every store has its own, and so has a package that is missing
             raise WeightsUnreachable(f"{due.spec.id}: {path} cannot be put to {uri}: {type(e).__name__}: {e}") from e
@@ -52,11 +50,9 @@ def ship(due: Due, root: str) -> Due:
     return replace(due, shipped=shipped)
 
 
-def _put(store: Any, file: Path, target: str, *, partial: str) -> None:
-    """Put a file so that it is there as a whole or not at all, whatever another driver puts or is killed at.
-
-    partial: where it stands before, outside of the folder that is read.
-    """
+def _put(store: Any, file: Path, folder: str, name: str) -> None:
+    """Put a file so that it is there as a whole or not at all, whatever another driver puts or is killed at."""
+    target, partial = f"{folder}/{name}", f"{folder}.{uuid.uuid4().hex}"  # outside of the folder that is read
     store.makedirs(target.rpartition("/")[0], exist_ok=True)
     try:
         store.put_file(str(file), partial)
