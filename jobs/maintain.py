@@ -254,13 +254,14 @@ def stale_staging(
     fs, root = file_system(spark, f"{lake.uri}/{STAGING}")
     if not fs.exists(root):
         return []
-    folders = {status.getPath().getName(): status.getPath() for status in fs.listStatus(root)}
+    folders = {status.getPath().getName(): status for status in fs.listStatus(root)}
     known = ", ".join(map(sql_text, folders)) or "NULL"
     rows = {row["run_id"]: row for row in run_rows(spark, lake, f"run_id IN ({known})")}
 
     def is_old(name: str) -> bool:
-        row = rows.get(name)
-        written = datetime.fromtimestamp(newest_s(fs, folders[name]) if row is None else 0, UTC)
+        row, status = rows.get(name), folders[name]
+        seconds = newest_s(fs, status.getPath()) if row is None else 0
+        written = datetime.fromtimestamp(seconds or status.getModificationTime() / 1000, UTC)
         return is_stale(row, written, now=now, expiry_s=expiry_s, keep=keep)
 
     return [name for name in sorted(folders) if name != but and is_old(name)]

@@ -261,7 +261,6 @@ def test_a_bad_row_rejects_its_run_until_it_is_discarded(spark: Any, tmp_path: P
     alone = checked("alone.check", only=["r.crawl", "r.featurize"])
     assert (alone.status, alone.covers) == ("accepted", ["r.crawl", "r.featurize"]), alone.message
     assert published(spark, lake, FEATURES, CONCEPT).count() == 10
-    assert checked("bad.check", only=["r.crawl", "bad.featurize"]).covers == ["bad.featurize"]
 
     with pytest.raises(CheckRefused, match="not known"):
         check.discard(spark, lake, config, "nobody.featurize")
