@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,7 +17,15 @@ from functools import partial
 from pathlib import Path
 
 from jobs.config import ConfigError, load_config
-from jobs.session import DELTA_JARS, DELTA_PACKAGE, SessionError, check_java, jar_folder
+from jobs.session import (
+    DELTA_JARS,
+    DELTA_PACKAGE,
+    LOCAL_JAVA_OPTIONS,
+    SessionError,
+    check_java,
+    class_archive,
+    jar_folder,
+)
 from jobs.stores import STORES, Store
 
 # Spark ships all of these, mostly newer; without them 13 MB are fetched instead of 174 MB.
@@ -156,6 +166,33 @@ def sample() -> str:
     return f"sample media in {folder}"
 
 
+def classes() -> str:
+    """Make the archive of Spark's classes unless it is there, from what a small crawl and featurize use of them."""
+    from jobs.sample_media import sample_folder
+
+    archive = class_archive()
+    if archive.is_file():
+        return f"Spark's classes in {archive}"
+    for other in archive.parent.glob("spark-*.jsa"):  # of a Java or Spark that is no more
+        other.unlink()
+    with tempfile.TemporaryDirectory(dir=archive.parent, prefix=".classes-") as scratch:
+        made = Path(scratch) / "classes.jsa"
+        options = shlex.join([*LOCAL_JAVA_OPTIONS, f"-XX:ArchiveClassesAtExit={made}", "-Xlog:cds*=off"])
+        chosen = {
+            "crawl": {"sources": [{"name": "few", "kind": "folder", "uri": str(sample_folder() / "folder")}]},
+            "featurize": {"featurizers": [load_config().featurize.featurizers[0]], "link_captions": False},
+            "check": {"max_error_rate": {"documents": 1, "features": 1}},
+            "spark": {"driver_memory": "1g", "settings": {"spark.driver.extraJavaOptions": options}},
+        }
+        (Path(scratch) / "few.yaml").write_text(json.dumps(chosen))
+        command = [sys.executable, "-m", "jobs", "run", f"{scratch}/few.yaml", "--lake", f"{scratch}/lake", "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=RESOLVE_TIMEOUT_S)  # to the JVM's end
+        if not made.is_file():
+            return f"no archive of Spark's classes, so that commands start some seconds later: {done.stderr[-200:]}"
+        made.rename(archive)
+    return f"Spark's classes archived in {archive}"
+
+
 def main(arguments: list[str]) -> int:
     """Run every step; one line each. Exit code 1 for what is worth another try, 2 for what is not.
 
@@ -173,7 +210,7 @@ def main(arguments: list[str]) -> int:
         print(f"setup: {said}; allowed, with commas between them: {', '.join(STORES)}", file=sys.stderr)
         return 2
     steps: list[tuple[str, Callable[[], str]]] = [
-        ("java", java), ("jars", delta_jars), ("weights", weights), ("sample", sample)
+        ("java", java), ("jars", delta_jars), ("weights", weights), ("sample", sample), ("classes", classes)
     ]  # fmt: skip
     if named:
         steps = [(name, partial(store_jars, STORES[name])) for name in named]

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import zipfile
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -347,11 +348,13 @@ def test_make_cluster_ends_all_of_its_processes(number: signal.Signals) -> None:
         [sys.executable, "-m", "tests.cluster", "--gpus"],
         cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
+    family: list[psutil.Process] = []
     try:
         assert kept.stdout is not None
         said = kept.stdout.readline()
         assert "2 workers of one core" in said and "spark://127.0.0.1:7077" in said
-        family = psutil.Process(kept.pid).children(recursive=True)
+        children = psutil.Process(kept.pid).children(recursive=True)
+        family = [one for one in children if one.status() != psutil.STATUS_ZOMBIE]
         assert sum("deploy.worker.Worker" in " ".join(one.cmdline()) for one in family) == 2
         listening = {one.laddr.ip for process in family for one in process.net_connections() if one.status == "LISTEN"}
         assert {address.removeprefix("::ffff:") for address in listening} == {HOST}
@@ -359,6 +362,7 @@ def test_make_cluster_ends_all_of_its_processes(number: signal.Signals) -> None:
         assert kept.wait(60) == (0 if number == signal.SIGINT else 1)
         assert not psutil.wait_procs(family, timeout=1)[1]
     finally:
-        for member in session_of(kept.pid):
-            member.kill()
+        for member in [*session_of(kept.pid), *family]:
+            with suppress(psutil.NoSuchProcess):
+                member.kill()
         kept.wait()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import shlex
 import subprocess
+import sys
 import zipfile
 import zipimport
 from pathlib import Path
@@ -18,8 +20,10 @@ from jobs.session import (
     DELTA_JARS,
     SessionError,
     check_java,
+    class_archive,
     cpus_per_task,
     jars,
+    java_command,
     keep_zip_listings,
     local_cores,
     memory_bytes,
@@ -137,6 +141,21 @@ def test_settings_of_the_configuration_win() -> None:
     chosen = settings(Spark(settings={"spark.sql.session.timeZone": "Europe/Oslo", "spark.ui.enabled": "true"}))
     assert chosen["spark.sql.session.timeZone"] == "Europe/Oslo"
     assert chosen["spark.ui.enabled"] == "true"
+
+
+@pytest.mark.usefixtures("some_jars")
+def test_an_archive_of_classes_is_used_where_there_is_one_and_is_no_trouble_where_it_does_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "an environment"))
+    assert "SharedArchiveFile" not in settings(Spark())["spark.driver.extraJavaOptions"]
+    class_archive().parent.mkdir()
+    class_archive().write_bytes(b"of another Java")
+    options = shlex.split(settings(Spark())["spark.driver.extraJavaOptions"])
+    assert f"-XX:SharedArchiveFile={class_archive()}" in options
+    started = subprocess.run([java_command(), *options, "-version"], capture_output=True, text=True)
+    assert started.returncode == 0 and "warning" not in started.stdout + started.stderr
+    assert "SharedArchiveFile" not in settings(Spark(master="spark://host:7077"))["spark.driver.extraJavaOptions"]
 
 
 @pytest.mark.usefixtures("some_jars")
