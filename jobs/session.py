@@ -125,7 +125,7 @@ def class_archive() -> Path:
 def local_java_options() -> list[str]:
     """LOCAL_JAVA_OPTIONS, and the archive of Spark's classes where there is one. Raises SessionError.
 
-    Measured to the first lake on two cores: 8.5 CPU seconds of the JVM, 15 without. An archive that does not fit, of
+    Measured to the first lake on two cores: 7.9 CPU seconds of the JVM, 11.8 without. An archive that does not fit, of
     other JARs for one, is not used and not worth a word.
     """
     archive = class_archive()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shlex
 import shutil
@@ -57,6 +56,17 @@ SHIPPED_WITH_SPARK = (
     "org.apache.hadoop.thirdparty:*",
 )
 RESOLVE_TIMEOUT_S = 600
+EMPTY_LAKE = """
+import sys
+from jobs.config import Spark
+from jobs.lake import open_lake, read
+from jobs.session import spark_session
+from schemas import TABLES
+settings = {"spark.driver.extraJavaOptions": sys.argv[1]}
+spark = spark_session(Spark(master="local[2]", driver_memory="1g", settings=settings), "setup")
+lake = open_lake(spark, sys.argv[2])
+print([read(spark, lake, table).count() for table in TABLES])
+"""
 
 
 class SetupError(RuntimeError):
@@ -167,9 +177,7 @@ def sample() -> str:
 
 
 def classes() -> str:
-    """Make the archive of Spark's classes unless it is there, from what a small crawl and featurize use of them."""
-    from jobs.sample_media import sample_folder
-
+    """Make the archive of Spark's classes unless it is there, of those that a session and the tables of a lake need."""
     archive = class_archive()
     if archive.is_file():
         return f"Spark's classes in {archive}"
@@ -178,14 +186,7 @@ def classes() -> str:
     with tempfile.TemporaryDirectory(dir=archive.parent, prefix=".classes-") as scratch:
         made = Path(scratch) / "classes.jsa"
         options = shlex.join([*LOCAL_JAVA_OPTIONS, f"-XX:ArchiveClassesAtExit={made}", "-Xlog:cds*=off"])
-        chosen = {
-            "crawl": {"sources": [{"name": "few", "kind": "folder", "uri": str(sample_folder() / "folder")}]},
-            "featurize": {"featurizers": [load_config().featurize.featurizers[0]], "link_captions": False},
-            "check": {"max_error_rate": {"documents": 1, "features": 1}},
-            "spark": {"driver_memory": "1g", "settings": {"spark.driver.extraJavaOptions": options}},
-        }
-        (Path(scratch) / "few.yaml").write_text(json.dumps(chosen))
-        command = [sys.executable, "-m", "jobs", "run", f"{scratch}/few.yaml", "--lake", f"{scratch}/lake", "--json"]
+        command = [sys.executable, "-c", EMPTY_LAKE, options, f"{scratch}/lake"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=RESOLVE_TIMEOUT_S)  # to the JVM's end
         if not made.is_file():
             return f"no archive of Spark's classes, so that commands start some seconds later: {done.stderr[-200:]}"
