@@ -28,6 +28,7 @@ REFUSED = re.compile(
     "AccessControlException|AccessDenied|Forbidden|UnsupportedFileSystem|No FileSystem for scheme|"
     "UnknownStoreException|NoSuchBucket|NoAuthWithAWSException|InvalidAccessKeyId|SignatureDoesNotMatch"
 )
+TOO_NEW = re.compile("DELTA_UNSUPPORTED_FEATURES|DELTA_INVALID_PROTOCOL_VERSION")  # what Delta says of such a table
 UNWRITABLE = re.compile(r"Read-only file system|Permission denied|Operation not permitted")
 FEW_FILES = 1000  # whose names are listed for Spark one by one
 UPDATE_ATTEMPTS = 20  # of one small update that keeps meeting others; each attempt takes about a second
@@ -159,6 +160,11 @@ def open_lake(spark: SparkSession, uri: str, *, create: bool = True) -> Lake:
             fields = spark.read.format("delta").load(lake.table(table)).schema.fields
         except AnalysisException as e:
             raise LakeError(f"{lake.table(table)} is not a Delta table: {str(e).splitlines()[0]}") from e
+        except Exception as e:  # of a class that is known only to Delta
+            said = next((line for line in str(e).splitlines() if TOO_NEW.search(line)), None)
+            if said is None:
+                raise
+            raise LakeError(f"{lake.table(table)} was written by a newer Delta Lake than this one: {said}") from e
         found = {field.name: field.dataType.simpleString() for field in fields}
         return [f"{table.name}.{line}" for line in schema_difference(table, found)]
 
