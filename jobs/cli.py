@@ -140,7 +140,11 @@ def check(
         from jobs.run import discard_run, run_jobs
 
         common = common_of(lake, conf, set_, run_id, json_, debug)
-        return run_jobs(common, ["check"], judged=run or ()) if discard is None else discard_run(common, discard)
+        if discard is None:
+            return run_jobs(common, ["check"], judged=run or ())
+        if run:
+            raise ConfigError(f"--run {run[0]} and --discard {discard} are not allowed together")
+        return discard_run(common, discard)
 
     conclude("check", debug, json_, action)
 

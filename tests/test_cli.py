@@ -116,6 +116,8 @@ def test_the_version_is_the_installed_one(capsys: pytest.CaptureFixture[str]) ->
         (["sample", "--out", "{tmp}/out", "--fraction", "2"], "--fraction 2 is not allowed: above 0 and at most 1"),
         (["explain", "cat"], "'cat' names no document: a doc_id has 32 hex digits, a media_id 64, else it is a URL"),
         (["maintain", "--set", "maintain.retention_hours=0"], "maintain.retention_hours = 0: Input should be greater"),
+        (["maintain", "--set", "maintain.retention_hours=721"], "retention_hours = 721: Input should be less than or"),
+        (["check", "--run", "a.crawl", "--discard", "b.crawl"], "--run a.crawl and --discard b.crawl are not allowed"),
     ],
 )
 def test_a_wrong_request_is_one_message_with_code_2_before_spark_starts(
