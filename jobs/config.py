@@ -104,7 +104,7 @@ class Evaluate(_Section):
 
 class Maintain(_Section):
     # What runs read is kept by their own age; below an hour the clocks of machines and stores begin to matter.
-    retention_hours: float = Field(ge=1, le=24 * 30, allow_inf_nan=False)  # delta.deletedFileRetentionDuration
+    retention_hours: float = Field(ge=1, le=720, allow_inf_nan=False)  # schemas.table.MAX_RETENTION_DAYS
 
 
 Usd = Annotated[float, Field(ge=0, allow_inf_nan=False)]

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
+MAX_RETENTION_DAYS = 30  # of old versions: as long as Delta keeps its log
+
 BASE_PROPERTIES: Mapping[str, str] = {
     "delta.enableDeletionVectors": "false",  # most engines other than Spark, and `deltalake`, refuse tables with them
-    # So long a version's removed files are known, and VACUUM can be told to keep them: as long as Delta keeps logs.
-    "delta.deletedFileRetentionDuration": "interval 30 days",
+    # So long a version's removed files are known, and VACUUM can be told to keep them.
+    "delta.deletedFileRetentionDuration": f"interval {MAX_RETENTION_DAYS} days",
 }
 
 

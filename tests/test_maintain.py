@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from jobs.config import Maintain
 from jobs.lake import Lake, append, read, version
 from jobs.maintain import (
     COMPACTED,
@@ -29,6 +30,7 @@ from jobs.maintain import (
 )
 from jobs.progress import unseen
 from schemas import FEATURES, FRAMES, GOLDEN, MEDIA, MENTIONS, RUNS, TABLES
+from schemas.table import MAX_RETENTION_DAYS
 from tests import rows, small_lake
 from tests.attempts import Attempt, kill_all, logged, start_command, until_struck
 from tests.rows import CONCEPT, NOW, run_row
@@ -62,6 +64,12 @@ def test_a_run_that_goes_on_for_longer_than_the_retention_keeps_what_it_pinned()
     assert kept_since([], now=NOW, retention=WEEK) == NOW - WEEK
     assert kept_since([run_row("a", "featurize", started=NOW)], now=NOW, retention=WEEK) == NOW - WEEK
     assert kept_since([run_row("a", "featurize", started=long_ago)], now=NOW, retention=WEEK) < long_ago
+
+
+def test_nothing_is_to_be_kept_for_longer_than_tables_know_what_was_removed() -> None:
+    assert Maintain(retention_hours=24 * MAX_RETENTION_DAYS)
+    with pytest.raises(ValueError, match="less than or equal to"):
+        Maintain(retention_hours=24 * MAX_RETENTION_DAYS + 1)
 
 
 @pytest.mark.parametrize(
