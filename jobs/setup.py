@@ -56,6 +56,7 @@ SHIPPED_WITH_SPARK = (
     "org.apache.hadoop.thirdparty:*",
 )
 RESOLVE_TIMEOUT_S = 600
+ARCHIVE_TIMEOUT_S = 300
 EMPTY_LAKE = """
 import sys
 from jobs.config import Spark
@@ -177,20 +178,28 @@ def sample() -> str:
 
 
 def classes() -> str:
-    """Make the archive of Spark's classes unless it is there, of those that a session and the tables of a lake need."""
+    """Make the archive of Spark's classes unless it is there, of those that a session and the tables of a lake need.
+
+    Nothing depends on it, so where it cannot be made that is said, and no error. Raises SessionError without Java.
+    """
     archive = class_archive()
     if archive.is_file():
         return f"Spark's classes in {archive}"
-    for other in archive.parent.glob("spark-*.jsa"):  # of a Java or Spark that is no more
-        other.unlink()
-    with tempfile.TemporaryDirectory(dir=archive.parent, prefix=".classes-") as scratch:
-        made = Path(scratch) / "classes.jsa"
-        options = shlex.join([*LOCAL_JAVA_OPTIONS, f"-XX:ArchiveClassesAtExit={made}", "-Xlog:cds*=off"])
-        command = [sys.executable, "-c", EMPTY_LAKE, options, f"{scratch}/lake"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=RESOLVE_TIMEOUT_S)  # to the JVM's end
-        if not made.is_file():
-            return f"no archive of Spark's classes, so that commands start some seconds later: {done.stderr[-200:]}"
-        made.rename(archive)
+    try:
+        for other in archive.parent.glob("spark-*.jsa"):  # of a Java or Spark that is no more
+            other.unlink()
+        with tempfile.TemporaryDirectory(dir=archive.parent, prefix=".classes-") as scratch:
+            made = Path(scratch) / "classes.jsa"
+            options = shlex.join([*LOCAL_JAVA_OPTIONS, f"-XX:ArchiveClassesAtExit={made}", "-Xlog:cds*=off"])
+            command = [sys.executable, "-c", EMPTY_LAKE, options, f"{scratch}/lake"]
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=ARCHIVE_TIMEOUT_S
+            )  # to the JVM's end
+            if not made.is_file():
+                raise OSError(" ".join(done.stderr.split())[-200:] or f"Java wrote none, exit code {done.returncode}")
+            made.rename(archive)
+    except (OSError, subprocess.TimeoutExpired) as e:
+        return f"no archive of Spark's classes, so commands start some seconds later: {e}"
     return f"Spark's classes archived in {archive}"
 
 
