@@ -287,7 +287,10 @@ def cut(
         parts, key = buckets(n_ids, of=IDS_AT_ONCE), ids.columns[0]
         for part in parts:
             some = ids.where(F.col(key).startswith(part))
-            rows = rows_of(spark, lake, table, some, version=pinned[table.name])
+            if len(parts) == 1:
+                rows = rows_of(spark, lake, table, some, version=pinned[table.name])
+            else:  # millions of ids are in every file
+                rows = source[table.name].join(F.broadcast(some), on=key, how="left_semi")
             write(hashed_rows(rows, table, sample.hashed, salt), table, len(parts))
 
     def write_rows(rows: DataFrame, table: Table, n_parts: int) -> None:
