@@ -229,6 +229,19 @@ def create_backfill(airflow: Airflow, days: list[datetime], **conf: Any) -> None
     airflow.command("backfill", "create", "--dag-id", BACKFILL, *dates, *told)
 
 
+def one_day_filled_in(airflow: Airflow, *, days_ago: int) -> str:
+    """How the run of a backfill of one day ended, in waves of 5 media."""
+    airflow.pause(BACKFILL, is_paused=False)
+    before = set(backfilled(airflow))
+    create_backfill(airflow, [datetime.now(UTC) - timedelta(days=days_ago)], limit=5)
+    [run_id] = set(backfilled(airflow)) - before
+    return airflow.ended(BACKFILL, run_id)
+
+
+def run_id_given(call: dict[str, Any]) -> str:
+    return str(call["argv"][call["argv"].index("--run-id") + 1])
+
+
 def backfilled(airflow: Airflow) -> dict[str, str]:
     return {run_id: state for run_id, state in airflow.runs(BACKFILL).items() if run_id.startswith("backfill")}
 
@@ -324,37 +337,24 @@ def test_a_backfill_waits_for_fresh_data_stops_between_two_waves_when_paused_and
 
 def test_a_rejected_wave_is_discarded_and_ends_its_day(airflow: Airflow, stand_in: StandIn) -> None:
     stand_in.plan(featurize=[{"n_media": 5}], check=[{"exit_code": 3}, {"exit_code": 0}])
-    airflow.pause(BACKFILL, is_paused=False)
-    before = set(backfilled(airflow))
-    create_backfill(airflow, [datetime.now(UTC) - timedelta(days=12)], limit=5)
-    [run_id] = set(backfilled(airflow)) - before
-    assert airflow.ended(BACKFILL, run_id) == "failed"
+    assert one_day_filled_in(airflow, days_ago=12) == "failed"
     [featurized] = stand_in.calls("featurize")
-    judged, discarded = (call["argv"] for call in stand_in.calls("check"))
-    given = featurized["argv"][featurized["argv"].index("--run-id") + 1]
-    assert judged[:3] == ["check", "--run", f"{given}.featurize"] and judged[judged.index("--run-id") + 1] == given
-    assert discarded[:3] == ["check", "--discard", f"{given}.featurize"]
+    judged, discarded = stand_in.calls("check")
+    given = run_id_given(featurized)
+    assert judged["argv"][:3] == ["check", "--run", f"{given}.featurize"] and run_id_given(judged) == given
+    assert discarded["argv"][:3] == ["check", "--discard", f"{given}.featurize"]
 
 
 def test_a_rejected_wave_that_cannot_be_discarded_is_told_of(airflow: Airflow, stand_in: StandIn) -> None:
     stand_in.plan(featurize=[{"n_media": 5}], check=[{"exit_code": 3}, {"exit_code": 1}])
-    airflow.pause(BACKFILL, is_paused=False)
-    before = set(backfilled(airflow))
-    create_backfill(airflow, [datetime.now(UTC) - timedelta(days=15)], limit=5)
-    [run_id] = set(backfilled(airflow)) - before
-    assert airflow.ended(BACKFILL, run_id) == "failed"
+    assert one_day_filled_in(airflow, days_ago=15) == "failed"
     [featurized] = stand_in.calls("featurize")
-    given = featurized["argv"][featurized["argv"].index("--run-id") + 1]
-    until(lambda: f"{given}.featurize is to be discarded yet: check ended" in alerts(airflow))
+    until(lambda: f"{run_id_given(featurized)}.featurize is to be discarded yet: check ended" in alerts(airflow))
 
 
 def test_a_wave_that_was_accepted_before_is_followed_by_the_next(airflow: Airflow, stand_in: StandIn) -> None:
     stand_in.plan(featurize=[{"n_media": None}, {"n_media": 2}])
-    airflow.pause(BACKFILL, is_paused=False)
-    before = set(backfilled(airflow))
-    create_backfill(airflow, [datetime.now(UTC) - timedelta(days=18)], limit=5)
-    [run_id] = set(backfilled(airflow)) - before
-    assert airflow.ended(BACKFILL, run_id) == "success"
+    assert one_day_filled_in(airflow, days_ago=18) == "success"
     assert len(stand_in.calls("featurize")) == 2
 
 

@@ -209,9 +209,12 @@ def test_kept_events_that_cannot_be_read_hold_up_no_pipeline_and_a_torn_line_is_
 
 def test_a_disk_that_is_full_to_the_end_ends_no_pipeline(tmp_path: Path) -> None:
     lake, warnings = lake_at(str(tmp_path / "lake")), list[str]()
-    with pipeline_run(lake, load_config(), name="demo", warn=warnings.append) as parent:
-        parent.outbox._events = Path("/dev/full").open("a")  # noqa: SIM115
-        parent.outbox._events.write("what does not fit")
+    with (
+        Path("/dev/full").open("a") as full,
+        pipeline_run(lake, load_config(), name="demo", warn=warnings.append) as parent,
+    ):
+        full.write("what does not fit")
+        parent.outbox._events = full
 
 
 def test_a_remote_lake_keeps_what_mlflow_cannot_be_told_in_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:

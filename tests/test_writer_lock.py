@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from jobs.stores import StoreRefused, client_options, open_store, spark_settings, store_of
-from jobs.writer_lock import Holder, Seen, WriterLost, WriterRefused, free_tag, held, needs_lock, take, write
+from jobs.writer_lock import Holder, S3Object, Seen, WriterLost, WriterRefused, free_tag, held, needs_lock, take, write
 
 URI = "s3a://bucket/lake"
 MINE = Holder(owner="me", run_id="r1", host="here", expiry_s=60)
@@ -104,6 +104,33 @@ def test_a_holder_that_slept_past_its_time_beats_before_it_goes_on_and_stops_whe
         with pytest.raises(WriterLost, match="took over writing to s3a://bucket/lake"):
             check()
     assert lock.there == OTHER  # not released by who lost it
+
+
+def test_a_write_that_meets_another_is_repeated_and_one_that_lost_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Answered(Exception):
+        def __init__(self, code: str) -> None:
+            self.response = {"Error": {"Code": code}}
+
+    class Store:
+        """As s3fs: it translates what the server said, which is the cause."""
+
+        def __init__(self, *codes: str) -> None:
+            self.codes = list(codes)
+
+        def split_path(self, path: str) -> tuple[str, str, None]:
+            return ("bucket", path, None)
+
+        def call_s3(self, method: str, **given: object) -> dict[str, str]:
+            if self.codes:
+                raise OSError("translated") from Answered(self.codes.pop(0))
+            return {"ETag": "7"}
+
+    monkeypatch.setattr("jobs.writer_lock.time.sleep", lambda seconds: None)
+    conflict = "ConditionalRequestConflict"
+    for codes, tag in (((conflict, conflict), "7"), (("PreconditionFailed",), None), ((conflict,) * 9, None)):
+        store = Store(*codes)
+        monkeypatch.setattr("jobs.writer_lock.open_store", lambda uri, store=store: (store, "lock"))
+        assert S3Object(URI).write(MINE, tag="6") == tag
 
 
 def test_a_machine_that_was_suspended_or_paused_knows_it_by_one_of_two_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
