@@ -226,6 +226,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"python -m tests.cluster {' '.join(arguments)}: allowed: nothing, --gpus or demo", file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell without job control has its jobs ignore
     try:
         if arguments == ["demo"]:
             return run_demo()
