@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import io
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +22,7 @@ from jobs.sample import Sample, begin_shard, chosen_documents, copied_objects, c
 from jobs.work import buckets
 from schemas import DOCUMENTS, EVALUATIONS, FEATURES, FETCHES, GOLDEN, MEDIA, MENTIONS, RUNS
 from tests import rows, small_lake
+from tests.attempts import PATIENCE_S, ROOT, kill_all
 from tests.test_lake import broken_rules, strangers
 
 if TYPE_CHECKING:
@@ -215,3 +220,34 @@ def test_a_shard_that_was_cut_short_is_no_lake_and_nothing_is_written_over(
         ConfigError, match=r"no document is in the sample: --fraction 1 of 13 documents, --error storage"
     ):
         cut(spark, small, nothing, replace(ALL, errors=["storage"]), run_id="s.sample", progress=lambda text: None)
+
+
+@pytest.mark.spark
+@pytest.mark.faults
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_sample_that_is_ended_leaves_nothing_and_one_that_is_killed_says_so(
+    small: Lake, tmp_path: Path, how: signal.Signals
+) -> None:
+    out, log = tmp_path / "shard", tmp_path / "log"
+    command = [sys.executable, "-m", "jobs", "sample", "--lake", small.uri, "--out", str(out), "--fraction", "1"]
+
+    def begun() -> subprocess.Popen[bytes]:
+        with log.open("wb") as output:
+            return subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True)
+
+    process, until = begun(), time.monotonic() + PATIENCE_S
+    while not list(out.glob("documents/_delta_log/*1.json")) and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.05)
+    assert process.poll() is None and (out / UNFINISHED).exists(), log.read_text()
+    if how == signal.SIGINT:
+        process.send_signal(how)
+        assert process.wait(timeout=PATIENCE_S) != 0
+        assert not out.exists()
+    else:
+        kill_all(process)
+        again = begun()
+        assert again.wait(timeout=PATIENCE_S) == 2
+        assert f"--out {out.as_uri()} holds a sample that was cut short; remove it" in log.read_text()
+        shutil.rmtree(out)
+    assert begun().wait(timeout=PATIENCE_S) == 0, log.read_text()
+    assert not (out / UNFINISHED).exists()

@@ -182,6 +182,32 @@ def test_a_lake_on_s3_holds_the_rows_of_a_local_one_and_its_objects_are_readable
     print(f"S3: {wall_s:.0f} s and {sum(requests.values())} requests: {requests}")
 
 
+def test_a_shard_is_cut_from_a_store_into_a_store_and_the_lake_is_explained_and_tidied(
+    place: Place, tmp_path: Path
+) -> None:
+    """Of the lake that the test before this one made."""
+    lake, log = f"s3a://{BUCKET}/same", tmp_path / "log"
+
+    def told(command: list[str], of: str = lake) -> dict[str, Any]:
+        said = done([*command, "--lake", of, "--json"], log, place.environment)
+        facts: dict[str, Any] = json.loads(said.splitlines()[-1])
+        return facts
+
+    strata = ["--stratify", "error", "--stratify", "media_type"]
+    cut = told(["sample", "--fraction", ".3", "--out", f"s3a://{BUCKET}/shard", *strata])
+    whole, shard = place.rows("same"), place.rows("shard")
+    assert 2 < len(shard[DOCUMENTS.name]) == cut["documents"] < len(whole[DOCUMENTS.name]) == cut["of_documents"]
+    assert {key[0] for key in shard[FEATURES.name]} == {key[0] for key in shard[MEDIA.name]}
+    assert {row["error"]["code"] for row in shard[FEATURES.name].values() if row["error"]} == {"truncated"}
+    [(media_id, clip)] = [(key[0], row) for key, row in shard[MEDIA.name].items() if row["pack_uri"]]
+    assert "/shard/" in clip["pack_uri"]
+    assert hashlib.sha256(stored(place, clip["pack_uri"])).hexdigest() == media_id
+    shown = told(["explain", media_id], of=f"s3a://{BUCKET}/shard")
+    assert shown["media"]["pack_uri"] == clip["pack_uri"]
+    told(["maintain", "--dry-run"])
+    assert place.rows("same") == whole
+
+
 def test_a_few_percent_of_slow_down_and_a_burst_cost_time_and_no_row(place: Place, local: Path, tmp_path: Path) -> None:
     place.proxy.share, place.proxy.n_faults = 0.03, 0
     try:
