@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 
 from benchmarks import (
+    crawl_simulation,
     decode,
     dollars,
     gpu,
@@ -37,6 +38,7 @@ BENCHMARKS: Mapping[str, Callable[[], list[Row]]] = {
     "B12": lakes.growth_rows,
     "B13": gpu.rows,
     "B14": text.rows,
+    "C2": crawl_simulation.rows,
     "I1": int8.rows,
     "M1": memory.rows,
     "M2": large_media.rows,

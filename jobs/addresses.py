@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
@@ -44,6 +45,9 @@ _GLOBAL_V6 = ipaddress.IPv6Network("2000::/3")
 # Protocol assignments with Teredo and ORCHID, documentation, 6to4, documentation (RFC 9637).
 _BLOCKED_V6 = tuple(map(ipaddress.IPv6Network, ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")))
 
+# Without its brackets `::1:80` would be one address too, and a zone would never be that of an address dialled.
+_EXEMPTION = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+)):([0-9]{1,5})")
+
 
 class BlockedAddress(OSError):
     """An address that must not be dialled."""
@@ -53,6 +57,8 @@ def is_public(address: Address) -> bool:
     """Whether an address belongs to the public internet: global, unicast and no tunnel into another range."""
     if isinstance(address, ipaddress.IPv4Address):
         return address.is_global and not any(address in network for network in _BLOCKED_V4)
+    if address.scope_id is not None:  # a zone is of a link, and only its machine knows what is there
+        return False
     return address in _GLOBAL_V6 and address.is_global and not any(address in network for network in _BLOCKED_V6)
 
 
@@ -60,11 +66,11 @@ def parse_exemptions(texts: Iterable[str]) -> Exemptions:
     """`address:port` and `[address]:port` texts as exemptions; raises ConfigError for anything else."""
     found = set()
     for text in texts:
-        address, colon, port = text.rpartition(":")
+        match = _EXEMPTION.fullmatch(text)
         try:
-            if not colon or not 0 < int(port) < 65536:
-                raise ValueError("no port")
-            found.add((ipaddress.ip_address(address.removeprefix("[").removesuffix("]")), int(port)))
+            if match is None or not 0 < int(match[3]) < 65536:
+                raise ValueError("no port, or no brackets around an IPv6 address")
+            found.add((ipaddress.IPv6Address(match[1]) if match[1] else ipaddress.IPv4Address(match[2]), int(match[3])))
         except ValueError as e:
             raise ConfigError(
                 f"crawl.allow_addresses: {text!r} is not one IP address with a port, such as 127.0.0.1:8080"
@@ -102,9 +108,9 @@ def checked_socket(exemptions: Exemptions, *, public: bool) -> Callable[[Any], s
 
     def make(address_info: Any) -> socket.socket:
         family, type_, protocol, _, (host, port, *_rest) = address_info
-        address = ipaddress.ip_address(host.partition("%")[0])
+        address, without_zone = ipaddress.ip_address(host), ipaddress.ip_address(host.partition("%")[0])
         seen = dialled.get(Dialled())
-        if (address, port) not in exemptions and not (public and is_public(address)):
+        if (without_zone, port) not in exemptions and not (public and is_public(address)):
             reason = f"{address} port {port} " + ("is not public" if public else "needs crawl.contact to be set")
             seen.refused.append(reason)
             raise BlockedAddress(reason)

@@ -27,7 +27,7 @@ from jobs.command import (
     conclude,
 )
 from jobs.config import ConfigError
-from jobs.lake_commands import COMMANDS
+from jobs.lake_commands import COMMANDS, takedown_app
 
 app = typer.Typer(
     name="lakelens",
@@ -370,6 +370,7 @@ def rollback(
 
 for lake_command in COMMANDS:
     app.command()(lake_command)
+app.add_typer(takedown_app, name="takedown")
 
 
 def main() -> None:

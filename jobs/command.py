@@ -79,11 +79,12 @@ def exit_code_of(error: BaseException) -> int:
     from jobs.session import SessionError
     from jobs.sources import SourceError
     from jobs.stores import StoreRefused
+    from jobs.taken_down import TakedownRefused
 
     wrong_request: tuple[type[BaseException], ...] = (
         ConfigError, UnknownFeaturizer, LakeError, SessionError, SourceError, CheckRefused, RunPublished,
         CatalogueError, WeightsError, GoldenError, FeaturesMissing, PromotionRefused,
-        ComparisonRefused, StoreRefused, UnknownDocument,
+        ComparisonRefused, StoreRefused, TakedownRefused, UnknownDocument,
         PermissionError,
     )  # fmt: skip
     if isinstance(error, WeightsUnreachable):

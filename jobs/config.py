@@ -32,15 +32,34 @@ class Spark(_Section):
 
 class Source(_Section):
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
-    kind: Literal["folder", "urls"]
+    kind: Literal["folder", "urls", "warc", "wat", "webdataset", "table"]
     uri: str
+    priority: int = Field(default=0, ge=-(2**31), lt=2**31)  # higher is fetched first
+    archive: str | None = None  # of a table like Common Crawl's index: folder that its names of WARC files start from
+
+    @model_validator(mode="after")
+    def _archive_is_of_a_table(self) -> Source:
+        if self.archive is not None and self.kind != "table":
+            raise ValueError(f"source {self.name} of kind {self.kind} takes no archive, only a table does")
+        return self
+
+
+class Recrawl(_Section):
+    first_days: float = Field(gt=0)
+    least_days: float = Field(gt=0)
+    most_days: float = Field(gt=0)
+    n_gone: int = Field(ge=1)
 
 
 class Crawl(_Section):
     sources: tuple[Source, ...] = ()
     contact: str | None = None
     max_connections_per_host: int = Field(ge=1, le=64)
+    connections_per_task: int = Field(ge=1, le=10_000)
     delay_s: float = Field(ge=0)
+    rate_per_minute: float | None = Field(default=None, gt=0)
+    burst: int = Field(ge=1)
+    round_s: float = Field(gt=0)
     connect_timeout_s: float = Field(gt=0)
     timeout_s: float = Field(gt=0)
     max_bytes: int = Field(gt=0)
@@ -48,6 +67,9 @@ class Crawl(_Section):
     max_redirects: int = Field(ge=0, le=20)
     max_attempts: int = Field(ge=1, le=10)
     allow_addresses: tuple[str, ...] = ()
+    opt_outs: tuple[str, ...]
+    recrawl: Recrawl
+    retry_errors: tuple[str, ...] = ()
     wave_documents: int = Field(ge=1)
 
 

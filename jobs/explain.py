@@ -15,7 +15,7 @@ from jobs.lake import Lake, lake_at, open_lake, read, rows_of
 from jobs.published import Champion, kind_of, promotions
 from jobs.runs import run_rows, shows_life
 from jobs.session import spark_session
-from jobs.tables import grid
+from jobs.tables import console, grid
 from jobs.urls import InvalidUrl, canonical_url, doc_id
 from schemas import DOCUMENTS, FEATURES, FETCHES, FRAMES, GOLDEN, MEDIA, MENTIONS
 from schemas.errors import RETRYABLE
@@ -214,15 +214,13 @@ def show_explanation(common: Common, text: str) -> Ending:
     page = write_page(lake, name, render(facts))
     commands = next_commands(facts)
     if not common.as_json:
-        from rich.console import Console
-
-        console = Console(soft_wrap=True)
+        out = console()
         for step in steps(facts):
             if step.rows:
-                console.print(grid(step.name, step.headings, step.rows, step.numbers), "")
+                out.print(grid(step.name, step.headings, step.rows, step.numbers), "")
             else:
-                console.print(f"[italic]{step.name}[/italic]\n{step.empty}\n")
-        console.print("[italic]again[/italic]", *commands, "", sep="\n", highlight=False)
+                out.print(f"[italic]{step.name}[/italic]\n{step.empty}\n")
+        out.print("[italic]again[/italic]", *commands, "", sep="\n", highlight=False, soft_wrap=True)
     what = document["url"] if document else f"media {name}"
     ending = {**plain(facts), "page": str(page), "commands": commands}
     return Ending(exit_code=FINISHED, message=f"{what}; page at {page}", facts=ending)

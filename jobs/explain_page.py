@@ -215,15 +215,12 @@ def next_commands(facts: Facts) -> list[str]:
     if facts["document"] is None:
         return []
     doc_id = facts["document"]["doc_id"]
-    where = ["--where", f"doc_id = '{doc_id}'"]
-    lake = ["--lake", facts["lake"].removeprefix("file://")]
+    where = f"--where \"doc_id = '{doc_id}'\""
+    lake, shard = shlex.quote(facts["lake"].removeprefix("file://")), f"./shard-{doc_id[:8]}"
     return [
-        shlex.join(["lakelens", *command])
-        for command in (
-            ["sample", *lake, "--fraction", "1", *where, "--out", "./shard"],
-            ["featurize", "--lake", "./shard", *where, "--retry-errors"],
-            ["explain", "--lake", "./shard", doc_id],
-        )
+        f"lakelens sample --lake {lake} --fraction 1 {where} --out {shard}",
+        f"lakelens featurize --lake {shard} {where} --retry-errors",
+        f"lakelens explain --lake {shard} {doc_id}",
     ]
 
 

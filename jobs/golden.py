@@ -155,9 +155,7 @@ def overrides(name: str, kind: str, labels: Path, pictures: str | None, card: Ma
 
 def show_golden(common: Common) -> Ending:
     """Print the golden sets of the lake; with --json they are in the outcome instead."""
-    from rich.console import Console
-
-    from jobs.tables import grid
+    from jobs.tables import console, grid
 
     lake_at(common.config.lake)
     spark = spark_session(common.config.spark, "lakelens golden list", lake=common.config.lake)
@@ -177,6 +175,6 @@ def show_golden(common: Common) -> Ending:
             }
             for one in found
         ]
-        Console().print(grid("golden sets", headings, rows, ["version", "items"]))
+        console().print(grid("golden sets", headings, rows, ["version", "items"]))
     names = len({one["golden"] for one in found})
     return Ending(exit_code=FINISHED, message=f"{names} golden sets in {lake.uri}", facts={"golden": found})

@@ -96,4 +96,56 @@ def maintain(
     conclude("maintain", debug, json_, action)
 
 
+takedown_app = typer.Typer(help="URLs, hosts and hashes that must not come back.", no_args_is_help=True)
+
+
+@takedown_app.command("add")
+def takedown_add(
+    url: Annotated[
+        list[str] | None, typer.Option(help="A document; repeatable. URL, or absolute path of a file.", metavar="URL")
+    ] = None,
+    host: Annotated[
+        list[str] | None, typer.Option(help="A host and all hosts below it; repeatable.", metavar="HOST")
+    ] = None,
+    hash_: Annotated[
+        list[str] | None, typer.Option("--hash", help="Bytes, by their SHA-256; repeatable.", metavar="HEX")
+    ] = None,
+    file: Annotated[
+        list[str] | None,
+        typer.Option(help="Lines of one of these, with url, host or hash before it; - for standard input; repeatable."),
+    ] = None,
+    reason: Annotated[str | None, typer.Option(help="Why; kept as evidence.")] = None,
+    requested_by: Annotated[str | None, typer.Option(help="Who asked for it; kept as evidence.")] = None,
+    lake: LakeOption = None, conf: ConfOption = None, set_: SetOption = None, run_id: RunIdOption = None,
+    json_: JsonOption = False, debug: DebugOption = False,
+) -> None:  # fmt: skip
+    """Let URLs, hosts or bytes never be fetched or stored again; what is stored already stays."""
+
+    def action() -> Ending:
+        from jobs.takedowns import add_takedowns
+        from jobs.taken_down import read_entries, said_text
+
+        entries = read_entries({"url": url or (), "host": host or (), "hash": hash_ or ()}, file or ())
+        why, who = said_text("--reason", reason), said_text("--requested-by", requested_by)
+        common = common_of(lake, conf, set_, run_id, json_, debug)
+        return add_takedowns(common, entries, reason=why, requested_by=who)
+
+    conclude("takedown add", debug, json_, action)
+
+
+@takedown_app.command("list")
+def takedown_list(
+    lake: LakeOption = None, conf: ConfOption = None, set_: SetOption = None,
+    json_: JsonOption = False, debug: DebugOption = False,
+) -> None:  # fmt: skip
+    """Show all takedowns of the lake."""
+
+    def action() -> Ending:
+        from jobs.takedowns import show_takedowns
+
+        return show_takedowns(common_of(lake, conf, set_, None, json_, debug))
+
+    conclude("takedown list", debug, json_, action)
+
+
 COMMANDS = (tables, sample, explain, maintain)

@@ -31,9 +31,11 @@ from jobs.lake import (
 from jobs.runs import JobResult, Run, run_rows, shows_life
 from jobs.session import spark_session
 from jobs.stores import open_store
-from jobs.tables import grid, readable_bytes
+from jobs.tables import console, grid, readable_bytes
 from schemas import DOCUMENTS, EVALUATIONS, FEATURES, FETCHES, FRAMES, GOLDEN, MEDIA, MENTIONS, RUNS, TABLES, Table
+from schemas.hosts import HOSTS
 from schemas.table import schema_ddl
+from schemas.takedowns import TAKEDOWNS
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -41,13 +43,14 @@ if TYPE_CHECKING:
 # Not media: featurize plans by the files that its log adds, and rewriting bytes is dear. Nor frames, whose rows are
 # nearly all thumbnail: a wave's file is tens of MB as it is, and to write a table of terabytes anew saves a reader
 # only the opening of files.
-COMPACTED = (FETCHES, DOCUMENTS, FEATURES, MENTIONS, GOLDEN, EVALUATIONS, RUNS)
+COMPACTED = (FETCHES, DOCUMENTS, HOSTS, TAKEDOWNS, FEATURES, MENTIONS, GOLDEN, EVALUATIONS, RUNS)
 FILE_BYTES = 128 << 20  # of a file that small ones are put together to; small are those of less than half of it
 RUN_FILE_BYTES = 4 << 20  # of `runs`: each beat of a run's heart writes the file anew that holds its row
 TABLES_AT_ONCE = 3  # a VACUUM is a few small stages, which leave cores idle between them
 DELETED_AT_ONCE = 100  # objects, a second or so on a store, before it is looked again whether a crawl has begun
 WRITES: Mapping[str, tuple[Table, ...]] = {
-    "crawl": (MEDIA, FETCHES, DOCUMENTS),
+    "crawl": (MEDIA, FETCHES, DOCUMENTS, HOSTS),
+    "takedown": (TAKEDOWNS,),
     "featurize": (FRAMES, FEATURES, MENTIONS),
     "experiment": (FRAMES, FEATURES, MENTIONS),
     "discard": (FEATURES, MENTIONS),
@@ -150,7 +153,7 @@ def tidying_session(spark: SparkSession) -> Iterator[SparkSession]:
         # The configuration bounds the retention, and live runs lengthen it; Delta's own check knows only a week.
         "spark.databricks.delta.retentionDurationCheck.enabled": "false",
         "spark.databricks.delta.vacuum.parallelDelete.enabled": "true",
-        # VACUUM lists in so many tasks; with the default of 10,000 the nine small tables of a test took minutes.
+        # VACUUM lists in so many tasks; with the default of 10,000 the small tables of a test took minutes.
         "spark.sql.sources.parallelPartitionDiscovery.parallelism": str(4 * spark.sparkContext.defaultParallelism),
         # No commits that say so: the run's row does, and the versions of `media` are what featurize plans by.
         "spark.databricks.delta.vacuum.logging.enabled": "false",
@@ -377,15 +380,13 @@ def show_dry_run(common: Common) -> Ending:
             expiry_s=common.config.featurize.lease_expiry_s, run_id="", is_dry=True, progress=progress,
         )  # fmt: skip
     if not common.as_json:
-        from rich.console import Console
-
         rows = [
             {"table": table.name, "files to remove": str(found.vacuumed[table.name]),
              "small files": str(found.compacted[table.name]) if table.name in found.compacted else "left alone"}
             for table in TABLES
         ]  # fmt: skip
         numbers = ["files to remove", "small files"]
-        Console().print(grid("tables", ["table", *numbers], rows, numbers), "")
+        console().print(grid("tables", ["table", *numbers], rows, numbers), "")
         for name in found.staging:
             print(f"staging folder of run {name}")
     facts: dict[str, Any] = {"lake": lake.uri, "vacuumed": dict(found.vacuumed), "compacted": dict(found.compacted)}

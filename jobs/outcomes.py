@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 import time
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -12,26 +13,55 @@ import aiohttp
 
 from featurizers.probe import MediaFacts, probe
 from jobs.addresses import BlockedAddress, Dialled
+from jobs.archives import BrokenMember, Member, open_member
 from jobs.packs import COPY_BYTES, Body, Held, Packs
 from jobs.sources import SourceError, open_file
+from jobs.taken_down import NOTHING_TAKEN_DOWN, Takedowns
 from schemas.errors import RETRYABLE, Error, ErrorCode, error
 
-RECRAWL = timedelta(days=30)  # after a success over HTTP; a file is read again when it changes
 RETRY_LATER = timedelta(hours=1)  # after a retryable error that the attempts of a run did not get over
 MAX_RETRY_AFTER_S = 30 * 86400.0  # of what a host may ask for; more is taken as this
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 TEXT_TYPES = ("text/", "application/xml", "application/json")
-_KEPT_HEADERS = ("etag", "last_modified", "x_robots_tag", "retry_after")
+_KEPT_HEADERS = ("content_type", "etag", "last_modified", "x_robots_tag", "retry_after")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One document to fetch; `root` is the URI of the folder a file was found in, None over HTTP."""
+    """One document to fetch; `root` is the URI of the folder or archive that holds it, None over HTTP."""
 
     doc_id: str
-    url: str
-    host: str
+    url: str  # what is asked for: the document's, or where another host's answer led
+    host: str  # of that URL
     root: str | None = None
+    held_as: str | None = None  # file, warc, tar or parquet; None over HTTP
+    offset: int | None = None  # in the archive
+    length: int | None = None
+    priority: int = 0
+    # What is known of the document: what was obtained, and how it was told apart from what is newer.
+    media_id: str | None = None
+    etag: str | None = None
+    last_modified: str | None = None
+    recrawl_s: float | None = None
+    n_gone: int = 0
+    n_attempts: int = 0  # of this run, on hosts that led here
+    n_redirects: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recrawl:
+    """When documents are fetched again: after a time that doubles while they stay and halves when they change."""
+
+    first_s: float = 30 * 86400.0
+    least_s: float = 86400.0
+    most_s: float = 365 * 86400.0
+    n_gone: int = 3  # answers 404 or 410 in a row, after which a document is not asked for again
+
+    def next_s(self, before_s: float | None, *, is_changed: bool) -> float:
+        """The time to the next fetch, from the time before this one (None: this was the first)."""
+        if before_s is None:
+            return min(max(self.first_s, self.least_s), self.most_s)
+        return min(max(before_s / 2 if is_changed else before_s * 2, self.least_s), self.most_s)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +73,9 @@ class Attempt:
     http_status: int | None = None
     bytes: int = 0
     ms: float = 0.0
+    wait_ms: float = 0.0
     robots: str | None = None
+    content_type: str | None = None
     etag: str | None = None
     last_modified: str | None = None
     x_robots_tag: str | None = None
@@ -53,7 +85,7 @@ class Attempt:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of one request: exactly one of `held` and `error` is None."""
+    """What became of one request: one of `held`, `error` and `is_unchanged` says it."""
 
     request: Request
     attempts: tuple[Attempt, ...]  # empty where the host was left alone
@@ -62,6 +94,10 @@ class Outcome:
     opted_out: bool
     error: Error | None
     next_fetch_at: datetime | None
+    is_unchanged: bool = False  # the server says that what is known is what it has
+    recrawl_s: float | None = None  # between this fetch and the next one planned
+    n_gone: int = 0
+    moved_to: str | None = None  # URL on a host that another task asks, where the last answer led
 
     @property
     def content(self) -> bytes | None:
@@ -85,6 +121,7 @@ class Trace:
     http_status: int | None = None
     bytes: int = 0
     ms: float = 0.0
+    wait_ms: float = 0.0
     robots: str | None = None
     headers: dict[str, str] = field(default_factory=dict)
     opted_out: bool = False
@@ -97,6 +134,7 @@ class Trace:
             http_status=self.http_status,
             bytes=self.bytes,
             ms=self.ms,
+            wait_ms=self.wait_ms,
             robots=self.robots,
             error=failed,
             **{name: self.headers.get(name.replace("_", "-")) for name in _KEPT_HEADERS},
@@ -164,13 +202,19 @@ def exception_failure(problem: BaseException, seen: Dialled, timeout_s: float) -
     return Failure(ErrorCode.CONNECTION_FAILED, f"{type(problem).__name__}: {detail}")
 
 
-def next_fetch(problem: Error | None, *, is_file: bool, now: datetime, told: datetime | None) -> datetime | None:
+def next_fetch(
+    problem: Error | None, request: Request, recrawl: Recrawl, *, recrawl_s: float | None, n_gone: int, now: datetime
+) -> datetime | None:
     """Not before when a document is to be fetched again; None for not until asked, or until its file changes."""
-    if problem is None:
-        return None if is_file else now + RECRAWL
-    if problem["code"] not in RETRYABLE:
+    if request.root is not None and (problem is None or problem["code"] not in RETRYABLE):
         return None
-    return max(now + RETRY_LATER, told or now)
+    if problem is None:
+        return now + timedelta(seconds=recrawl_s or recrawl.first_s)
+    if problem["code"] == ErrorCode.NOT_FOUND and n_gone < recrawl.n_gone:
+        return now + timedelta(seconds=recrawl.least_s * 2 ** (n_gone - 1))
+    if problem["code"] == ErrorCode.DEFERRED:  # for no fault of its own: as soon as its host may be asked
+        return now
+    return now + RETRY_LATER if problem["code"] in RETRYABLE else None
 
 
 def status_failure(response: aiohttp.ClientResponse) -> Failure:
@@ -184,13 +228,23 @@ def finished(
     attempts: list[Attempt],
     problem: Error | None,
     *,
+    recrawl: Recrawl = Recrawl(),
     held: Held | None = None,
     facts: MediaFacts | None = None,
     told: datetime | None = None,
     opted_out: bool = False,
+    is_unchanged: bool = False,
+    moved_to: str | None = None,
 ) -> Outcome:
-    """The outcome of a request after its last attempt."""
-    at = next_fetch(problem, is_file=request.root is not None, now=datetime.now(UTC), told=told)
+    """The outcome of a request after its last attempt; `told` is when its host said that it may be asked again."""
+    now = datetime.now(UTC)
+    is_gone = problem is not None and problem["code"] == ErrorCode.NOT_FOUND
+    n_gone = request.n_gone + 1 if is_gone else 0 if problem is None else request.n_gone
+    recrawl_s = request.recrawl_s
+    if problem is None:
+        is_changed = not is_unchanged and held is not None and held.media_id != request.media_id
+        recrawl_s = recrawl.next_s(request.recrawl_s if request.media_id else None, is_changed=is_changed)
+    at = next_fetch(problem, request, recrawl, recrawl_s=recrawl_s, n_gone=n_gone, now=now)
     return Outcome(
         request=request,
         attempts=tuple(attempts),
@@ -198,12 +252,18 @@ def finished(
         facts=facts or MediaFacts(),
         opted_out=opted_out,
         error=problem,
-        next_fetch_at=at,
+        next_fetch_at=max(at, told) if at is not None and told is not None else at,
+        is_unchanged=is_unchanged,
+        recrawl_s=recrawl_s,
+        n_gone=n_gone,
+        moved_to=moved_to,
     )
 
 
-def read_file(request: Request, *, max_bytes: int, packs: Packs | None) -> Outcome:
-    """The outcome of reading one file of a folder. Raises StorageFailed.
+def read_file(
+    request: Request, *, max_bytes: int, packs: Packs | None, taken_down: Takedowns = NOTHING_TAKEN_DOWN
+) -> Outcome:
+    """The outcome of reading one file of a folder, or one member of an archive. Raises StorageFailed.
 
     A large one becomes an object of the lake too: what was featurized must be there when its folder has changed.
     """
@@ -213,11 +273,15 @@ def read_file(request: Request, *, max_bytes: int, packs: Packs | None) -> Outco
     failed: Error | None = None
     with Body(packs) as body:
         try:
-            with open_file(request.root, request.url) as file:
+            if request.held_as in (None, "file"):
+                opened: Member = open_file(request.root, request.url)
+            else:
+                opened = open_member(request.root, request.held_as, request.offset, request.length)
+            with closing(opened) as file:
                 while body.size_bytes <= max_bytes and (chunk := file.read(COPY_BYTES)):
                     body.write(chunk)
-        except FileNotFoundError as e:
-            failed = error(ErrorCode.NOT_FOUND, str(e))
+        except (FileNotFoundError, BrokenMember) as e:
+            failed = error(ErrorCode.NOT_FOUND, plain(str(e)))
         except (OSError, SourceError) as e:
             failed = error(ErrorCode.CONNECTION_FAILED, f"the file cannot be read: {plain(str(e))}")
         else:
@@ -225,6 +289,8 @@ def read_file(request: Request, *, max_bytes: int, packs: Packs | None) -> Outco
                 failed = error(ErrorCode.TOO_LARGE, f"the file exceeds {max_bytes} bytes")
             else:
                 facts, failed = judge_body(body)
+        if failed is None and (reason := taken_down.of_hash(body.media_id)) is not None:
+            failed = error(ErrorCode.TAKEN_DOWN, reason)
         if failed is None:
             held = body.held()
     attempt = Attempt(

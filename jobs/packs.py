@@ -140,6 +140,11 @@ class Body:
         """Whether it is to be held by reference."""
         return self.packs is not None and self.size_bytes > self.packs.inline_bytes
 
+    @property
+    def media_id(self) -> str:
+        """The digest of its bytes so far."""
+        return self._digest.hexdigest()
+
     def read(self) -> bytes:
         """All its bytes."""
         self.file.seek(0)
@@ -147,7 +152,7 @@ class Body:
 
     def held(self) -> Held:
         """Its bytes where they stay: in memory, or stored in the lake. Raises StorageFailed."""
-        media_id = self._digest.hexdigest()
+        media_id = self.media_id
         if self.packs is None or not self.is_large:
             return Held(media_id=media_id, size_bytes=self.size_bytes, content=self.read())
         uri = self.packs.store(self.file, media_id=media_id, size_bytes=self.size_bytes)

@@ -29,7 +29,7 @@ from jobs.run import Prepared, measured, run_job
 from jobs.runs import Run, stored_run_id
 from jobs.session import spark_session
 from jobs.shipped import for_tasks
-from jobs.tables import grid, readable_bytes
+from jobs.tables import console, grid, readable_bytes
 from jobs.tracking import Tracked
 from jobs.work import Selection, Work, media_to_plan, prepare, write_plan
 from schemas import DOCUMENTS, FEATURES, MEDIA, MENTIONS
@@ -331,8 +331,6 @@ def _facts(lake: Lake, population: Population, seen: Rehearsal, prediction: Pred
 
 
 def _print_table(prediction: Prediction) -> None:
-    from rich.console import Console
-
     shown = {
         "time": (prediction.hours.times(3600), readable_s),
         "dollars": (prediction.usd, readable_usd),
@@ -343,6 +341,6 @@ def _print_table(prediction: Prediction) -> None:
         {"": name, "predicted": text(found.point), "from": text(found.low), "to": text(found.high)}
         for name, (found, text) in shown.items()
     ]
-    Console().print(
+    console().print(
         grid("the whole job, 90 % intervals", ["", "predicted", "from", "to"], rows, ["predicted", "from", "to"])
     )

@@ -42,10 +42,12 @@ from schemas import (
     FETCHES,
     FRAMES,
     GOLDEN,
+    HOSTS,
     MEDIA,
     MENTIONS,
     RUNS,
     TABLES,
+    TAKEDOWNS,
     Table,
 )
 from schemas.errors import ErrorCode
@@ -58,7 +60,7 @@ FILE_BYTES = 128 << 20  # of one file of the shard
 IDS_AT_ONCE = 2_000_000  # of one broadcast, about 250 MB: rows with bytes and vectors are filtered, never shuffled
 STRATA = ("host", "media_type", "error")
 # What refers is pinned before what it refers to: a crawl and a run that go on add to the latter first.
-PINNED = (EVALUATIONS, GOLDEN, MENTIONS, FEATURES, FRAMES, DOCUMENTS, FETCHES, MEDIA, RUNS)
+PINNED = (EVALUATIONS, GOLDEN, MENTIONS, FEATURES, FRAMES, DOCUMENTS, FETCHES, MEDIA, HOSTS, TAKEDOWNS, RUNS)
 HASHABLE: Mapping[str, tuple[tuple[Table, str], ...]] = {
     "url": ((DOCUMENTS, "url"), (FETCHES, "url"), (FETCHES, "final_url"), (GOLDEN, "url")),
     "host": ((DOCUMENTS, "host"),),
@@ -141,7 +143,8 @@ def hashed_rows(rows: DataFrame, table: Table, hashed: Sequence[str], salt: str)
     """Rows with the columns named replaced: text by a digest, numbers and times by null.
 
     The digest of a URL is plain, for doc_id is its first digits anyway; that of other texts is salted. Details of
-    fetch errors name URLs and go with them; mentions of a text that is hashed are left out.
+    fetch errors name URLs and go with them; mentions of a text that is hashed are left out, and takedowns of a kind
+    that is, for whoever reads them needs the name itself.
     """
     from pyspark.sql import functions as F
 
@@ -157,6 +160,8 @@ def hashed_rows(rows: DataFrame, table: Table, hashed: Sequence[str], salt: str)
         rows = rows.withColumn("error", F.when(F.col("error").isNotNull(), bare))
     if table is MENTIONS and (sources := sorted({SOURCE_OF[name] for name in hashed if name in SOURCE_OF})):
         rows = rows.where(~F.col("source").isin(sources))
+    if table is TAKEDOWNS and (kinds := sorted({"url", "host"} & set(hashed))):
+        rows = rows.where(~F.col("kind").isin(kinds))
     return rows.select(*table.columns.names)
 
 
@@ -236,6 +241,7 @@ class Cut:
     n_media: int
     n_lost: int  # media held by reference whose object the big lake lacks
     of_documents: int  # in the big lake
+    doc_id: str  # of one of its documents
 
 
 def begin_shard(spark: SparkSession, lake: Lake, uri: str) -> Lake:
@@ -313,6 +319,13 @@ def cut(
     append(references.withColumn("content", F.lit(None).cast("binary")).coalesce(1), out, MEDIA)
     for table in (FRAMES, FEATURES):
         copy(table, media_ids, n_media, write_rows)
+    progress("copying takedowns and hosts")
+    # Nothing comes back in a shard either; who asked for it, and why, is nobody's business there.
+    asked = {name: F.lit(None).cast("string") for name in ("reason", "requested_by")}
+    taken_down = hashed_rows(source["takedowns"].withColumns(asked), TAKEDOWNS, sample.hashed, salt)
+    append(taken_down.coalesce(1), out, TAKEDOWNS)
+    met = read(spark, out, DOCUMENTS).select("host").distinct()  # digests, where hosts are hashed, which meet none
+    write_rows(source["hosts"].join(met, on="host", how="left_semi"), HOSTS, 1)
     progress("copying golden sets and evaluations")
     items = hashed_rows(golden_rows(source["golden"], media_ids), GOLDEN, sample.hashed, salt).cache()
     for row in items.select("golden_set").distinct().collect():
@@ -333,9 +346,10 @@ def cut(
     this = spark.createDataFrame([tuple(taken.values())], schema_ddl(RUNS.columns))
     append(run_history(source["runs"], versions).unionByName(this).coalesce(1), out, RUNS)
     n_lost = references.where("NOT is_there").count()
+    one = doc_ids.agg(F.min("doc_id")).collect()[0][0]
     remove_folder(spark, staging)
     remove_folder(spark, f"{out.uri}/{UNFINISHED}")  # one object: before it was no lake, now it is one
-    return Cut(n_documents=n_documents, n_media=n_media, n_lost=n_lost, of_documents=of_documents)
+    return Cut(n_documents=n_documents, n_media=n_media, n_lost=n_lost, of_documents=of_documents, doc_id=one)
 
 
 def show_sample(common: Common, sample: Sample, out_uri: str) -> Ending:
@@ -359,6 +373,7 @@ def show_sample(common: Common, sample: Sample, out_uri: str) -> Ending:
     lost = f", {made.n_lost} of them without the object that the lake has lost" if made.n_lost else ""
     hashed = f"; {', '.join(sample.hashed)} hashed, still identifying: {STILL_IDENTIFYING}" if sample.hashed else ""
     said = f"{made.n_documents} of {made.of_documents} documents and their {made.n_media} media{lost} in {out.uri}"
+    said += f"; one of them: lakelens explain --lake {out_uri} {made.doc_id}"
     facts = {"lake": lake.uri, "out": out.uri, "documents": made.n_documents, "of_documents": made.of_documents}
-    facts |= {"media": made.n_media, "lost_objects": made.n_lost, "hashed": list(sample.hashed)}
+    facts |= {"doc_id": made.doc_id, "media": made.n_media, "lost_objects": made.n_lost, "hashed": list(sample.hashed)}
     return Ending(exit_code=FINISHED, message=said + hashed, facts=facts)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -15,9 +17,11 @@ from schemas import DOCUMENTS, FEATURES, MEDIA, TABLES
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
+    from rich.console import Console
     from rich.table import Table as Grid
 
 N_RUNS = 15
+WIDTH = 200  # characters of a line that goes to a file or a pipe
 WRAPPED = ("covers", "outcome", "why", "value", "says", "names", "runs")  # headings of long texts
 
 
@@ -28,6 +32,13 @@ def readable_bytes(n_bytes: float) -> str:
             return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.1f} {unit}"
         n_bytes /= 1024
     raise AssertionError("unreachable")
+
+
+def console() -> Console:
+    """Where tables are printed: as wide as the terminal, and wide enough for all they say where there is none."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDTH)
 
 
 def age(then: datetime | None, now: datetime) -> str:
@@ -42,14 +53,15 @@ def age(then: datetime | None, now: datetime) -> str:
 
 
 def grid(title: str, headings: Sequence[str], rows: Sequence[Mapping[str, Any]], numbers: Sequence[str]) -> Grid:
-    """A table for the terminal; `numbers` are the right-aligned columns."""
+    """A table for the terminal, its texts as they are; `numbers` are the right-aligned columns."""
     from rich.table import Table as Grid
+    from rich.text import Text
 
     shown = Grid(title=title, title_justify="left", box=None, pad_edge=False)
     for heading in headings:
         shown.add_column(heading, justify="right" if heading in numbers else "left", no_wrap=heading not in WRAPPED)
     for row in rows:
-        shown.add_row(*(str(row[heading]) for heading in headings))
+        shown.add_row(*(Text(str(row[heading])) for heading in headings))
     return shown
 
 
@@ -123,20 +135,18 @@ def show_tables(common: Common) -> Ending:
     shown = [row for i, row in enumerate(runs) if i < N_RUNS or row["status"] == "running"]
     described = [described_run(row, now, expiry_s=common.config.featurize.lease_expiry_s) for row in shown]
     if not common.as_json:
-        from rich.console import Console
-
-        console = Console()
+        out = console()
         sized = [{**row, "bytes": readable_bytes(row["bytes"])} for row in tables]
-        console.print(grid("tables", ["table", "rows", "version", "bytes"], sized, ["rows", "version", "bytes"]), "")
+        out.print(grid("tables", ["table", "rows", "version", "bytes"], sized, ["rows", "version", "bytes"]), "")
         names = ["featurizer", "fingerprint", "rows", "errors", "published"]
         shortened = [{**row, "fingerprint": row["fingerprint"][:8]} for row in featurizers]
-        console.print(grid("featurizers", names, shortened, names[2:]), "")
+        out.print(grid("featurizers", names, shortened, names[2:]), "")
         aged = [{**row, **{name: age(_utc(row[name]), now) for name in ("newest", "oldest")}} for row in sources]
         names = ["source", "documents", "errors", "due", "newest", "oldest"]
-        console.print(grid("sources, by their last fetch", names, aged, names[1:4]), "")
+        out.print(grid("sources, by their last fetch", names, aged, names[1:4]), "")
         names = ["run", "status", "started", "heartbeat", "gates", "cost", "covers"]
         said = [{**row, "cost": "" if row["usd"] is None else readable_usd(row["usd"])} for row in described]
-        console.print(grid("runs", names, said, ["cost"]), "")
+        out.print(grid("runs", names, said, ["cost"]), "")
     return Ending(
         exit_code=FINISHED,
         message=f"{len(tables)} tables in {lake.uri}",

@@ -1,15 +1,32 @@
-"""Names of documents: canonical URL, doc_id, host and host bucket. Knows no network and no table."""
+"""Names of documents: canonical URL, doc_id, site and host bucket, and what is a trap. Knows no network or table."""
 
 from __future__ import annotations
 
 import hashlib
+import ipaddress
+import urllib.parse
+from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import can_ada
 
 from schemas.documents import N_HOST_BUCKETS
 
+if TYPE_CHECKING:
+    from publicsuffixlist import PublicSuffixList
+
 SCHEMES = ("http:", "https:")
+WEB_PORTS = frozenset({80, 443})
+FIRST_USER_PORT = 1024  # RFC 6335, section 6: below are the system ports, of services that are not ours to ask
+# The WHATWG Fetch Standard's bad ports (section 2.11, port blocking) that are not system ports.
+BAD_PORTS = frozenset(
+    {1719, 1720, 1723, 2049, 3659, 4045, 4190, 5060, 5061, 6000, 6566, 6665, 6666, 6667, 6668, 6669, 6679, 6697, 10080}
+)
+MAX_URL = 2000  # characters: what sitemaps allow is 2,048, what older browsers open 2,083
+MAX_SEGMENTS = 20
+MAX_SEGMENT_REPEATS = 3  # of one path segment, and of one sequence of them in a row
 
 
 class InvalidUrl(ValueError):
@@ -25,10 +42,12 @@ class Url:
     origin: str  # scheme, host and port: what one robots.txt speaks for
 
 
-def canonical_url(text: str, base: str | None = None) -> Url:
+def canonical_url(text: str, base: str | None = None, drop: tuple[str, ...] = ()) -> Url:
     """The canonical form of `text`, resolved against `base` if given (WHATWG URL Standard; the query is kept).
 
-    Raises InvalidUrl for text that is no URL, a scheme other than http and https, and credentials in the URL.
+    `drop` names parameters to take out of the query, in any case; a last `*` stands for any rest (`utm_*`).
+    Raises InvalidUrl for text that is no URL, a scheme other than http and https, a port that serves something else,
+    and credentials in the URL.
     """
     try:
         parsed = can_ada.parse(base) + text if base is not None else can_ada.parse(text)
@@ -38,8 +57,84 @@ def canonical_url(text: str, base: str | None = None) -> Url:
         raise InvalidUrl(f"scheme {parsed.protocol!r} is not one of {', '.join(SCHEMES)}")
     if parsed.has_credentials():
         raise InvalidUrl(f"the URL carries credentials for {parsed.host}")
+    if parsed.port and not _serves_the_web(int(parsed.port)):
+        raise InvalidUrl(f"port {parsed.port} is not one that serves the web")
     parsed.hash = ""
-    return Url(href=parsed.href, host=parsed.host, origin=parsed.origin)
+    return Url(href=_without(parsed.href, drop) if drop else parsed.href, host=parsed.host, origin=parsed.origin)
+
+
+def _serves_the_web(port: int) -> bool:
+    return port in WEB_PORTS or (port >= FIRST_USER_PORT and port not in BAD_PORTS)
+
+
+def _without(href: str, drop: tuple[str, ...]) -> str:
+    path, _, query = href.partition("?")
+    parameters = query.split("&")
+    kept = [parameter for parameter in parameters if not _is_dropped(parameter.partition("=")[0], drop)]
+    if len(kept) == len(parameters):
+        return href
+    return f"{path}?{'&'.join(kept)}" if kept else path
+
+
+def _is_dropped(name: str, drop: tuple[str, ...]) -> bool:
+    name = urllib.parse.unquote_plus(name).lower()
+    return any(
+        name.startswith(pattern[:-1].lower()) if pattern.endswith("*") else name == pattern.lower() for pattern in drop
+    )
+
+
+# -- sites --------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def _suffixes() -> PublicSuffixList:
+    from publicsuffixlist import PublicSuffixList
+
+    return PublicSuffixList()  # of the package; it asks no network
+
+
+@lru_cache(maxsize=65536)
+def registrable(host: str) -> str:
+    """The registrable domain of a host as URLs have it, without its port: what one owner may have registered.
+
+    By the Public Suffix List with its private part (`a.github.io` is a site of its own). An IP address, a single
+    label and a bare public suffix are themselves.
+    """
+    if host.startswith("["):
+        return host.partition("]")[0] + "]"
+    name = host.partition(":")[0].lower().removesuffix(".")
+    try:
+        return str(ipaddress.IPv4Address(name))
+    except ValueError:
+        return _suffixes().privatesuffix(name) or name
+
+
+# -- traps --------------------------------------------------------------------------------------------------------
+
+
+def is_trap(url: str, *, max_segments: int = MAX_SEGMENTS) -> str | None:
+    """Why a canonical URL looks like one of an endless family of pages, None where it does not.
+
+    Such families grow by relative links that lead deeper each time. Session ids in URLs are not guessed.
+    """
+    if len(url) > MAX_URL:
+        return f"the URL has {len(url)} characters, more than {MAX_URL}"
+    path = url.partition("?")[0].split("/", 3)[3:]
+    segments = path[0].removesuffix("/").split("/") if path and path[0] else []
+    if len(segments) > max_segments:
+        return f"the path has {len(segments)} segments, more than {max_segments}"
+    for segment, n in Counter(segments).items():
+        if n > MAX_SEGMENT_REPEATS:
+            return f"the path has {n} segments {segment[:100]!r}, more than {MAX_SEGMENT_REPEATS}"
+    for length in range(2, len(segments) // MAX_SEGMENT_REPEATS + 1):
+        for start in range(len(segments) - MAX_SEGMENT_REPEATS * length + 1):
+            part = segments[start : start + length]
+            if segments[start : start + MAX_SEGMENT_REPEATS * length] == part * MAX_SEGMENT_REPEATS:
+                return f"the path repeats {'/'.join(part)[:100]!r} {MAX_SEGMENT_REPEATS} times in a row"
+    return None
+
+
+# -- ids ----------------------------------------------------------------------------------------------------------
 
 
 def doc_id(url: str) -> str:

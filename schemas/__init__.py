@@ -6,12 +6,17 @@ from schemas.features import FEATURES
 from schemas.fetches import FETCHES
 from schemas.frames import FRAMES
 from schemas.golden import GOLDEN
+from schemas.hosts import HOSTS
 from schemas.media import MEDIA
 from schemas.mentions import MENTIONS
 from schemas.runs import RUNS
 from schemas.table import Table
+from schemas.takedowns import TAKEDOWNS
 
-TABLES: tuple[Table, ...] = (FETCHES, DOCUMENTS, MEDIA, FRAMES, FEATURES, MENTIONS, GOLDEN, EVALUATIONS, RUNS)
+TABLES: tuple[Table, ...] = (
+    *(FETCHES, DOCUMENTS, MEDIA, HOSTS, TAKEDOWNS),
+    *(FRAMES, FEATURES, MENTIONS, GOLDEN, EVALUATIONS, RUNS),
+)
 
 __all__ = [
     "DOCUMENTS",
@@ -20,9 +25,11 @@ __all__ = [
     "FETCHES",
     "FRAMES",
     "GOLDEN",
+    "HOSTS",
     "MEDIA",
     "MENTIONS",
     "RUNS",
     "TABLES",
+    "TAKEDOWNS",
     "Table",
 ]

@@ -27,6 +27,13 @@ DOCUMENTS = Table(
             column("last_modified", pa.string(), "Last-Modified of the last answer as sent", null="not sent"),
             column("fetched_at", pa.timestamp("us", tz="UTC"), "last attempt, UTC", null="never tried"),
             column("next_fetch_at", pa.timestamp("us", tz="UTC"), "not to be fetched before, UTC", null="not again"),
+            column(
+                "recrawl_s",
+                pa.float64(),
+                "seconds from its last success to the next fetch planned",
+                null="never obtained",
+            ),
+            column("n_gone", pa.int32(), "answers 404 or 410 in a row"),
             column("opted_out", pa.bool_(), "its publisher refuses this use"),
             column("license", pa.string(), "licence URL or name", null="not known"),
             column("error", ERROR_TYPE, "why there is no media", null="there is one"),

@@ -16,7 +16,7 @@ EVALUATIONS = Table(
             column("golden_set", pa.string(), "name of the golden set"),
             column("golden_version", pa.int64(), "its version"),
             column("metric", pa.string(), "such as top_1 or recall_at_10; corpus metrics stand in `runs`"),
-            column("item_id", pa.string(), "item of the golden set"),
+            column("item_id", pa.string(), "item of the golden set, or the label that pictures were asked for by"),
             column("value", pa.float64(), "the metric's value for this item", null="not defined for this item"),
         ]
     ),

@@ -20,11 +20,18 @@ FETCHES = Table(
             column("http_status", pa.int32(), "HTTP status code", null="no HTTP answer, or a file"),
             column("bytes", pa.int64(), "body bytes read, up to the cap"),
             column("ms", pa.float32(), "wall milliseconds from dialling to the last byte, waits for politeness apart"),
+            column("wait_ms", pa.float32(), "milliseconds between its host's exchange before it and its own, all hops"),
             column(
                 "robots",
                 pa.string(),
                 "robots.txt decision: allowed, disallowed, absent or unreachable",
                 null="a file, which has no robots.txt",
+            ),
+            column(
+                "content_type",
+                pa.string(),
+                "Content-Type header, which media.mime need not agree with",
+                null="not sent",
             ),
             column("etag", pa.string(), "ETag header", null="not sent"),
             column("last_modified", pa.string(), "Last-Modified header as sent", null="not sent"),

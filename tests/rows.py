@@ -46,6 +46,7 @@ def document(name: str, **changed: Any) -> Row:
     row: Row = {
         "doc_id": hashlib.sha256(url.encode()).hexdigest()[:32], "url": url, "host": "example.org", "host_bucket": 7,
         "source": "web", "media_type": "image", "media_id": media_id(name), "fetched_at": NOW, "opted_out": False,
+        "n_gone": 0,
     }  # fmt: skip
     return row | changed
 
@@ -55,7 +56,7 @@ def fetch(name: str, run_id: str = "r.crawl", **changed: Any) -> Row:
     row = document(name)
     return {
         "doc_id": row["doc_id"], "run_id": run_id, "attempt": 1, "url": row["url"], "final_url": row["url"],
-        "started_at": NOW, "http_status": 200, "bytes": 1000, "ms": 12.5, "robots": "allowed",
+        "started_at": NOW, "http_status": 200, "bytes": 1000, "ms": 12.5, "wait_ms": 0.0, "robots": "allowed",
     } | changed  # fmt: skip
 
 
@@ -117,6 +118,22 @@ def mention(name: str, source: str = "caption", **changed: Any) -> Row:
         "features": [found(384, label="geonames:2950159", text="Berlin", score=0.9)], "error": None,
         "run_id": "r.featurize", "wave": 0,
     } | changed  # fmt: skip
+
+
+def takedown(kind: str, value: str, **changed: Any) -> Row:
+    """An entry of `takedowns`, added by `r.takedown`."""
+    row: Row = {"kind": kind, "value": value, "reason": "their lawyer wrote", "requested_by": "Ada"}
+    return row | {"added_at": NOW, "run_id": "r.takedown"} | changed
+
+
+def host(name: str = "example.org", **changed: Any) -> Row:
+    """A host that has no robots.txt and was asked twice, once with an answer."""
+    row: Row = {
+        "host": name, "host_bucket": 7, "robots_status": "absent", "robots_at": NOW, "n_failures": 1, "requests": 2,
+        "errors": 1, "bytes": 1000, "wait_s": 1.5, "busy_s": 0.25, "first_seen_at": NOW, "last_asked_at": NOW,
+        "run_id": "r.crawl",
+    }  # fmt: skip
+    return row | changed
 
 
 def run_row(run_id: str, job: str, **changed: Any) -> Row:

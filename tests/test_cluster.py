@@ -212,7 +212,7 @@ def test_spark_makes_the_drivers_pod_of_the_kubernetes_recipe(tmp_path: Path) ->
         given = [a if not a.startswith("k8s://") else f"k8s://http://{HOST}:{server.server_port}" for a in arguments]
         environ = environment() | {"HOME": str(tmp_path), "KUBECONFIG": str(tmp_path / "none")}
         done = subprocess.run(
-            [f"{environ['SPARK_HOME']}/bin/{program}", *given],
+            [f"{environ['SPARK_HOME']}/bin/{Path(program).name}", *given],
             cwd=ROOT, env=environ, capture_output=True, text=True, timeout=PATIENCE_S,
         )  # fmt: skip
     finally:
@@ -224,7 +224,8 @@ def test_spark_makes_the_drivers_pod_of_the_kubernetes_recipe(tmp_path: Path) ->
     assert pod["metadata"]["labels"]["app"] == "lakelens" and pod["spec"]["serviceAccountName"] == "lakelens"
     assert container["image"] == "registry.example.org/lakelens:1"
     assert {"cache", "pipeline"} <= {mount["name"] for mount in container["volumeMounts"]}
-    said = ["run", "/pipeline/photos.yaml", "--lake", "s3a://bucket/lake", "--run-id", "photos-1"]
+    said = ["run", "/pipeline/photos.yaml", "--conf", "/pipeline/s3.yaml", "--lake", "s3a://bucket/lake"]
+    said += ["--run-id", "photos-1"]
     assert container["args"][-len(said) :] == said
     assert container["resources"]["limits"]["memory"] == "3072Mi"
 

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
-from jobs import crawl
+from jobs import crawl, crawl_wave, frontier
 from jobs.config import Config, ConfigError, load_config
-from jobs.lake import Lake, open_lake, read
+from jobs.lake import Lake, append, open_lake, read
 from jobs.runs import Run
 from jobs.sources import SourceError
-from schemas import DOCUMENTS, FETCHES, MEDIA
+from schemas import DOCUMENTS, FETCHES, HOSTS, MEDIA, TAKEDOWNS
+from tests import archive_files as archives
+from tests import rows
 from tests.crawl_site import Answer, Site, answer, jpeg, serving
+from tests.rows import frame_of
 
 ROBOTS = answer(body=b"User-agent: *\nDisallow: /private/\n")
 PAGES: dict[str, Answer] = {
@@ -132,12 +137,14 @@ def test_a_wave_that_was_staged_and_partly_committed_is_finished_by_the_next_att
     with serving(PAGES) as site:
         config = config_of(site, write_list(tmp_path, site), folder)
         run = run_of("cut.crawl")
-        plan, _ = crawl.stage_plan(spark, lake, config, run)
-        planned = plan.where("action = 'fetch' AND wave = 0")
-        crawl.stage_wave(spark, planned, crawl.settings_of(config.crawl), crawl.wave_uri(lake, run, 0))
+        plan, _ = frontier.stage_plan(spark, lake, config, run)
+        [first] = plan.where("url LIKE '%/a.jpg'").collect()
+        planned = plan.where(f"action = 'fetch' AND wave = {first.wave}")
+        uri = crawl_wave.wave_uri(lake, run, 0)
+        crawl_wave.stage_wave(spark, lake, planned, crawl.settings_of(config.crawl), uri)
         n_asked = site.paths().count("/a.jpg")
-        staged = spark.read.parquet(crawl.wave_uri(lake, run, 0))
-        crawl._append_fetches(spark, lake, run, staged, 0)  # and here it dies: no media, no documents
+        staged = spark.read.parquet(uri).where("doc_id IS NOT NULL")
+        crawl_wave._append_fetches(spark, lake, run, staged, 0)  # and here it dies: no media, no documents
         resumed = dataclasses.replace(run, owner="another", resumed=True)
         crawl.run(spark, lake, config, resumed)
         assert site.paths().count("/a.jpg") == n_asked == 1
@@ -147,18 +154,38 @@ def test_a_wave_that_was_staged_and_partly_committed_is_finished_by_the_next_att
 
 
 @pytest.mark.spark
-def test_waves_are_numbered_in_the_order_of_the_sources_however_many_parts_are_numbered_at_once(
+def test_of_a_host_a_wave_has_what_its_pauses_let_through_the_highest_priority_first(
     spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(crawl, "PART_ORDINALS", 4)
+    monkeypatch.setattr(frontier, "PART_ORDINALS", 4)
     lake = open_lake(spark, str(tmp_path / "lake"))
-    urls = [f"http://127.0.0.1:8080/{n}.jpg" for n in range(25)]
-    (tmp_path / "urls.txt").write_text("\n".join([*urls[:9], *urls[3:7], *urls[9:]]))  # some of them twice
-    source = {"name": "web", "kind": "urls", "uri": str(tmp_path / "urls.txt")}
-    config = load_config((), (), {"crawl": {"sources": [source], "wave_documents": 3}})
-    plan, counts = crawl.stage_plan(spark, lake, config, run_of("one.crawl"))
-    assert counts == {"seen": 29, "distinct": 25, "fetch": 25}
-    assert {row["url"]: row["wave"] for row in plan.collect()} == {url: n // 3 for n, url in enumerate(urls)}
+    slow, fast = ([f"http://{host}.example/{n}.jpg" for n in range(9)] for host in ("slow", "fast"))
+    (tmp_path / "slow.txt").write_text("\n".join([*slow, *slow[3:7]]))  # some of them twice
+    (tmp_path / "fast.txt").write_text("\n".join(fast))
+    (tmp_path / "photos").mkdir()
+    for n in range(10):
+        (tmp_path / "photos" / f"{n}.jpg").write_bytes(b"")
+    sources = [
+        {"name": "slow", "kind": "urls", "uri": str(tmp_path / "slow.txt")},
+        {"name": "fast", "kind": "urls", "uri": str(tmp_path / "fast.txt"), "priority": 1},
+        {"name": "photos", "kind": "folder", "uri": str(tmp_path / "photos")},
+    ]
+    said = {"sources": sources, "contact": "me@example.com", "wave_documents": 6, "delay_s": 1, "round_s": 4}
+    config = load_config((), (), {"crawl": said})
+    row = rows.host("slow.example", crawl_delay_s=1.7)
+    append(frame_of(spark, HOSTS, [row]), lake, HOSTS)
+    plan, counts = frontier.stage_plan(spark, lake, config, run_of("one.crawl"))
+    assert counts == {"seen": 32, "distinct": 28, "fetch": 28}
+    waves: dict[str, list[int]] = {}
+    for found in plan.orderBy("ordinal").collect():
+        waves.setdefault(found["host"], []).append(found["wave"])
+    assert {host: max(map(numbers.count, numbers)) for host, numbers in waves.items()} == {
+        "slow.example": 2,  # of 0.9 * 4 s, at 1.7 s each
+        "fast.example": 3,
+        "": 5,
+    }
+    assert all(numbers == sorted(numbers) for numbers in waves.values())
+    assert max(sum(numbers.count(wave) for numbers in waves.values()) for wave in range(20)) <= 6 + 2
 
 
 @pytest.mark.spark
@@ -167,23 +194,35 @@ def test_what_was_obtained_outlives_an_error_that_will_be_tried_again_but_not_a_
 ) -> None:
     lake = open_lake(spark, str(tmp_path / "lake"))
     pages: dict[str, Answer] = {
+        "/robots.txt": answer("404 Not Found"),
         "/flaky.jpg": [answer(body=jpeg(1)), answer("500 Oops")],
         "/removed.jpg": [answer(body=jpeg(2)), answer("410 Gone")],
+        "/same.jpg": [answer(body=jpeg(4), ETag='"4"'), answer("304 Not Modified")],
     }
     with serving(pages) as site:
         urls = tmp_path / "urls.txt"
-        urls.write_text(f"{site.url('/flaky.jpg')}\n{site.url('/removed.jpg')}\nno url\n")
-        config = config_of(site, urls, folder, "crawl.max_attempts=1", "crawl.wave_documents=100")
+        urls.write_text("".join(f"{site.url(path)}\n" for path in list(pages)[1:]) + "no url\n")
+        more = ("crawl.max_attempts=1", "crawl.wave_documents=100", "crawl.recrawl.n_gone=2")
+        config = config_of(site, urls, folder, *more)
         first = crawl.run(spark, lake, config, run_of("one.crawl"))
-        assert first.metrics["new_media"] == 3
-        assert read(spark, lake, DOCUMENTS).where("media_id IS NOT NULL").count() == 4
-        in_two_months = dataclasses.replace(run_of("two.crawl"), started=datetime.now(UTC) + timedelta(days=60))
-        crawl.run(spark, lake, config, in_two_months)
-        found = keyed(spark, lake)
-        assert found["flaky.jpg"]["error"] is None and found["flaky.jpg"]["media_id"] is not None
-        assert found["removed.jpg"]["error"]["code"] == "not_found" and found["removed.jpg"]["media_id"] is None
-        codes = [row["error"]["code"] for row in read(spark, lake, FETCHES).where("run_id = 'two.crawl'").collect()]
-        assert sorted(codes) == ["http_server_error", "not_found"]
+        assert first.metrics["new_media"] == 4
+        assert read(spark, lake, DOCUMENTS).where("media_id IS NOT NULL").count() == 5
+        for run_id, days in (("two.crawl", 60), ("three.crawl", 200)):
+            later = dataclasses.replace(run_of(run_id), started=datetime.now(UTC) + timedelta(days=days))
+            crawl.run(spark, lake, config, later)
+            found = keyed(spark, lake)
+            assert found["flaky.jpg"]["error"] is None and found["flaky.jpg"]["media_id"] is not None
+            assert found["same.jpg"]["error"] is None and found["same.jpg"]["media_id"] is not None
+            assert found["same.jpg"]["etag"] == '"4"' and found["same.jpg"]["media_type"] == "image"
+            gone = found["removed.jpg"]
+            assert gone["n_gone"] == (1 if run_id == "two.crawl" else 2)
+            assert (gone["media_id"] is None) == (gone["error"] is not None) == (run_id == "three.crawl")
+        assert gone["error"]["code"] == "not_found" and gone["next_fetch_at"] is None
+        fetched = read(spark, lake, FETCHES).where("run_id = 'two.crawl'").collect()
+        statuses = {row["url"].rsplit("/", 1)[-1]: row["http_status"] for row in fetched}
+        assert statuses == {"flaky.jpg": 500, "removed.jpg": 410, "same.jpg": 304}
+        days = (found["same.jpg"]["next_fetch_at"] - found["same.jpg"]["fetched_at"]).days
+        assert days in (119, 120)  # 30, then twice unchanged
 
 
 @pytest.mark.spark
@@ -224,3 +263,118 @@ def test_what_is_wrong_with_a_configuration_is_said_before_spark_starts(tmp_path
     with pytest.raises(ConfigError, match=r"nostore://bucket/lake/_packs: .*nostore.*crawl.max_bytes"):
         crawl.validate(load_config((), (), nowhere))
     crawl.validate(load_config((), ["crawl.max_bytes=16777216"], nowhere))
+
+
+@pytest.mark.spark
+def test_an_answer_that_leads_to_another_domain_is_followed_by_the_task_that_asks_that_one(
+    spark: Any, tmp_path: Path
+) -> None:
+    lake = open_lake(spark, str(tmp_path / "lake"))
+    there: dict[str, Answer] = {"/b.jpg": answer(body=jpeg(1)), "/loop": [answer("302 Found", Location="http://x/")]}
+    with serving(there) as other:
+        away, loop = (f"http://localhost:{other.port}{path}" for path in ("/b.jpg", "/loop"))
+        pages: dict[str, Answer] = {
+            "/a.jpg": answer("302 Found", Location=away),
+            "/loop": answer("302 Found", Location=loop),
+        }
+        with serving(pages) as site:
+            there["/loop"] = answer("302 Found", Location=site.url("/loop"))
+            urls = tmp_path / "urls.txt"
+            urls.write_text(f"{site.url('/a.jpg')}\n{site.url('/loop')}\n{away}\n")
+            said = {"allow_addresses": [site.address, other.address], "delay_s": 0.2, "max_redirects": 1}
+            said["sources"] = [{"name": "web", "kind": "urls", "uri": str(urls)}]
+            crawl.run(spark, lake, load_config((), (), {"crawl": said}), run_of("one.crawl"))
+            found = {row["url"]: row for row in read(spark, lake, DOCUMENTS).collect()}
+            assert found[site.url("/a.jpg")]["media_id"] == found[away]["media_id"] is not None
+            assert found[site.url("/a.jpg")]["host"] == site.address
+            assert found[site.url("/loop")]["error"]["code"] == "redirect_refused"
+            fetches = read(spark, lake, FETCHES).orderBy("attempt").collect()
+            assert len(fetches) == len({(row["doc_id"], row["attempt"]) for row in fetches})
+            (first, second) = [row for row in fetches if row["url"] == site.url("/a.jpg")]
+            assert (first["http_status"], first["final_url"]) == (302, site.url("/a.jpg"))
+            assert (second["http_status"], second["final_url"]) == (200, away)
+            for one in (site, other):
+                times = [asked.at_s for asked in one.log]
+                assert min(b - a for a, b in itertools.pairwise(times)) >= 0.2
+            hosts = {row["host"]: row for row in read(spark, lake, HOSTS).collect()}
+            asked = {f"localhost:{other.port}": len(other.log), site.address: len(site.log)}
+            assert {host: row["requests"] for host, row in hosts.items()} == asked
+            assert not (tmp_path / "lake" / "_staging" / "one.crawl").exists()
+
+
+@pytest.mark.spark
+def test_what_was_taken_down_is_not_fetched_and_what_the_lake_has_of_it_is_marked(spark: Any, tmp_path: Path) -> None:
+    lake = open_lake(spark, str(tmp_path / "lake"))
+    pages: dict[str, Answer] = {f"/{n}.jpg": answer(body=jpeg(40 * n)) for n in range(4)}
+    with serving(pages) as site:
+        urls = tmp_path / "urls.txt"
+        urls.write_text(site.url("/0.jpg") + "\n" + site.url("/1.jpg"))
+        said = {"allow_addresses": [site.address], "delay_s": 0}
+        said["sources"] = [{"name": "web", "kind": "urls", "uri": str(urls)}]
+        config = load_config((), (), {"crawl": said})
+        crawl.run(spark, lake, config, run_of("one.crawl"))
+        known = keyed(spark, lake)
+        entries = [("url", site.url("/2.jpg")), ("hash", known["1.jpg"]["media_id"])]
+        append(frame_of(spark, TAKEDOWNS, [rows.takedown(*entry) for entry in entries]), lake, TAKEDOWNS)
+        urls.write_text("".join(site.url(path) + "\n" for path in pages))
+        again = crawl.run(spark, lake, config, run_of("two.crawl"))
+        found = keyed(spark, lake)
+        codes = {name: row["error"] and row["error"]["code"] for name, row in found.items()}
+        assert codes == {"0.jpg": None, "1.jpg": "taken_down", "2.jpg": "taken_down", "3.jpg": None}
+        assert found["1.jpg"]["media_id"] is None and found["1.jpg"]["next_fetch_at"] is None
+        assert "/2.jpg" not in site.paths() and site.paths().count("/1.jpg") == 1
+        assert again.metrics["documents_taken_down"] == 1
+
+
+@pytest.mark.spark
+def test_sources_of_every_kind_are_mixed_in_one_run(spark: Any, tmp_path: Path, folder: Path) -> None:
+    lake = open_lake(spark, str(tmp_path / "lake"))
+    with serving({path: answer(body=jpeg(shade)) for path, shade in (("/wat.jpg", 60), ("/row.jpg", 90))}) as site:
+        records = [archives.response(f"http://w.example/{n}.jpg", jpeg(120 + n, 30 + n)) for n in range(3)]
+        archives.write_warc(tmp_path / "a.warc.gz", *records)
+        links = [{"path": "IMG@/src", "url": site.url("/wat.jpg"), "alt": "a cat"}]
+        archives.write_warc(tmp_path / "a.warc.wat.gz", archives.page("http://w.example/page", links))
+        described = json.dumps({"url": "http://t.example/a.jpg", "caption": "a dog"}).encode()
+        archives.write_tar(tmp_path / "a.tar", ("1.jpg", jpeg(200)), ("1.json", described), ("2.jpg", jpeg(230)))
+        rows_ = {
+            "url": pa.array(["http://p.example/a.jpg", site.url("/row.jpg")]),
+            "image": pa.array([jpeg(250), None]),
+        }
+        archives.write_table(tmp_path / "a.parquet", rows_)
+        kinds = {"warc": "a.warc.gz", "wat": "a.warc.wat.gz", "webdataset": "a.tar", "table": "a.parquet"}
+        sources = [{"name": kind, "kind": kind, "uri": str(tmp_path / name)} for kind, name in kinds.items()]
+        sources.append({"name": "disk", "kind": "folder", "uri": str(folder)})
+        said = {"sources": sources, "allow_addresses": [site.address], "delay_s": 0}
+        config = load_config((), (), {"crawl": said})
+        crawl.validate(config)
+        result = crawl.run(spark, lake, config, run_of("one.crawl"))
+        found = read(spark, lake, DOCUMENTS).collect()
+        errors = [(row["url"], row["error"]) for row in found if row["error"] is not None]
+        assert [url.rsplit("/", 1)[-1] for url, _ in errors] == ["notes.txt"]
+        by_source = {kind: sorted(row["url"] for row in found if row["source"] == kind) for kind in kinds}
+        assert {kind: len(urls) for kind, urls in by_source.items()} == {
+            "warc": 3,
+            "wat": 1,
+            "webdataset": 2,
+            "table": 2,
+        }
+        said_of = {row["url"]: row for row in found}
+        assert said_of[site.url("/wat.jpg")]["caption"] == "a cat"
+        assert said_of["http://t.example/a.jpg"]["caption"] == "a dog"
+        media = {row["media_id"]: bytes(row["content"]) for row in read(spark, lake, MEDIA).collect()}
+        assert media[said_of["http://w.example/2.jpg"]["media_id"]] == jpeg(122, 32)
+        assert media[said_of["http://p.example/a.jpg"]["media_id"]] == jpeg(250)
+        assert result.metrics["new_media"] == len(media) == 10
+        assert sorted(site.paths()) == ["/robots.txt", "/row.jpg", "/wat.jpg"]
+        again = crawl.run(spark, lake, config, run_of("two.crawl"))
+        assert "0 fetched" in again.message and len(site.log) == 3
+
+
+@pytest.mark.spark
+def test_a_source_that_breaks_while_it_is_listed_ends_the_run_with_its_name(spark: Any, tmp_path: Path) -> None:
+    lake = open_lake(spark, str(tmp_path / "lake"))
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 is not all that it takes")
+    source = {"name": "broken", "kind": "table", "uri": str(tmp_path / "a.parquet")}
+    with pytest.raises(SourceError, match=r"source broken: .*a\.parquet"):
+        crawl.run(spark, lake, load_config((), (), {"crawl": {"sources": [source]}}), run_of("one.crawl"))
+    assert read(spark, lake, DOCUMENTS).isEmpty()

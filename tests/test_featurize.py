@@ -197,7 +197,15 @@ def test_captions_titles_and_positions_become_mentions_once(spark: SparkSession,
     [media_id] = add_media(spark, lake, [jpeg(1)])
     spark.sql(f"UPDATE delta.`{lake.table(MEDIA)}` SET latitude = 48.8566D, longitude = 2.3522D")
     row: dict[str, Any] = dict.fromkeys(DOCUMENTS.columns.names)
-    row |= {"doc_id": "d1", "url": "http://h/a.jpg", "host": "h", "host_bucket": 1, "source": "s", "opted_out": False}
+    row |= {
+        "doc_id": "d1",
+        "url": "http://h/a.jpg",
+        "host": "h",
+        "host_bucket": 1,
+        "source": "s",
+        "opted_out": False,
+        "n_gone": 0,
+    }
     row |= {"media_id": media_id, "caption": "A tram in Lisbon, Portugal", "page_title": "  "}
     append(spark.createDataFrame([tuple(row.values())], schema_ddl(DOCUMENTS.columns)), lake, DOCUMENTS)
     linking = load_config(assignments=[f"featurize.featurizers=[{ID}]"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import itertools
 import socket
 import threading
@@ -10,18 +11,17 @@ import time
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jobs.addresses import is_public, parse_exemptions
-from jobs.config import ConfigError
+from jobs.addresses import parse_exemptions
 from jobs.fetch import Settings, fetch
-from jobs.outcomes import Outcome, Request, next_fetch, retry_after_s
-from jobs.robots import opts_out, parse_robots
-from jobs.urls import InvalidUrl, canonical_url, doc_id, host_bucket
+from jobs.hosts import HostState
+from jobs.outcomes import Outcome, Recrawl, Request, next_fetch, retry_after_s
+from jobs.taken_down import Takedowns
+from jobs.urls import canonical_url, doc_id
 from schemas.errors import ErrorCode, error
 from tests.crawl_site import Answer, Asked, Site, answer, jpeg, serving
 
@@ -36,7 +36,7 @@ SETTINGS = Settings(
     max_redirects=2,
     max_attempts=2,
     backoff_s=0.01,
-    max_wait_s=2,
+    round_s=5,
 )
 
 
@@ -45,13 +45,22 @@ def crawled(site: Site, urls: Iterable[str], **changed: Any) -> dict[str, Outcom
     full = {url: site.url(url) if url.startswith("/") else url for url in urls}
     settings = replace(SETTINGS, exemptions=parse_exemptions([site.address]), **changed)
     requests = [Request(doc_id=doc_id(url), url=url, host=canonical_url(url).host) for url in full.values()]
-    by_url = {outcome.request.url: outcome for outcome in list(fetch(requests, settings))}
+    by_url = {outcome.request.url: outcome for outcome in outcomes(requests, settings)}
     assert len(by_url) == len(requests)
     return {given: by_url[url] for given, url in full.items()}
 
 
+def outcomes(requests: Iterable[Request], settings: Settings, known: Iterable[HostState] = ()) -> list[Outcome]:
+    return [found for found in list(fetch(requests, settings, known)) if isinstance(found, Outcome)]
+
+
+def request(site: Site, path: str, **known: Any) -> Request:
+    url = site.url(path)
+    return Request(doc_id=doc_id(url), url=url, host=site.address, **known)
+
+
 def code(outcome: Outcome) -> str | None:
-    assert (outcome.content is None) == (outcome.error is not None)
+    assert (outcome.content is None) == (outcome.error is not None or outcome.is_unchanged)
     return outcome.error["code"] if outcome.error else None
 
 
@@ -108,15 +117,15 @@ async def _cut(_: Any, writer: asyncio.StreamWriter, asked: Asked) -> None:
         (answer("404 Not Found"), "not_found", 1),
         (answer("410 Gone"), "not_found", 1),
         (answer("300 Multiple Choices"), "redirect_refused", 1),
-        (answer("304 Not Modified"), "redirect_refused", 1),
+        (answer("304 Not Modified"), "redirect_refused", 1),  # to a request without conditions
         (answer("302 Found"), "redirect_refused", 1),
         (answer("302 Found", Location="ftp://127.0.0.1/x"), "redirect_refused", 1),
         (answer("302 Found", Location="http://user:password@127.0.0.1/x"), "redirect_refused", 1),
         (answer("302 Found", Location="/a"), "redirect_refused", 1),
         (answer("302 Found", Location="http://10.0.0.1/x"), "blocked_address", 1),
-        (answer("302 Found", Location="http://127.0.0.1:1/x"), "blocked_address", 1),
-        (answer("302 Found", Location="http://[::ffff:127.0.0.1]:1/x"), "blocked_address", 1),
-        (answer("302 Found", Location="http://2130706433:1/x"), "blocked_address", 1),
+        (answer("302 Found", Location="http://127.0.0.1:65001/x"), "blocked_address", 1),
+        (answer("302 Found", Location="http://[::ffff:127.0.0.1]:65001/x"), "blocked_address", 1),
+        (answer("302 Found", Location="http://2130706433:65001/x"), "blocked_address", 1),
         (answer("429 Too Many Requests"), "rate_limited", 2),
         (answer("500 Internal Server Error"), "http_server_error", 2),
         ([answer("503 Service Unavailable"), answer(body=jpeg())], None, 2),
@@ -271,7 +280,7 @@ def test_hosts_that_cannot_be_reached_have_the_code_of_what_failed() -> None:
     exempt = parse_exemptions(f"127.0.0.1:{p}" for p in (port, plain.getsockname()[1]))
     requests = [Request(doc_id=doc_id(url), url=url, host=canonical_url(url).host) for url in urls]
     settings = replace(SETTINGS, exemptions=exempt, max_attempts=1)
-    found = {outcome.request.url: code(outcome) for outcome in list(fetch(requests, settings))}
+    found = {outcome.request.url: code(outcome) for outcome in outcomes(requests, settings)}
     assert [found[url] for url in urls] == ["dns_failure", "tls_invalid", "connection_failed"]
 
 
@@ -304,7 +313,7 @@ def test_files_are_read_by_their_uri_and_judged_like_answers(tmp_path: Path) -> 
     for name in [*contents, "gone.jpg"]:
         url = (tmp_path / name).as_uri()
         requests.append(Request(doc_id=doc_id(url), url=url, host="", root=tmp_path.as_uri()))
-    found = {Path(outcome.request.url).name: outcome for outcome in list(fetch(requests, SETTINGS))}
+    found = {Path(outcome.request.url).name: outcome for outcome in outcomes(requests, SETTINGS)}
     assert {name: code(outcome) for name, outcome in found.items()} == {
         "a%20%C3%BC%23%3F.jpg": None,
         "empty.png": "empty",
@@ -320,68 +329,12 @@ def test_a_caller_that_stops_early_leaves_nothing_running() -> None:
         requests = [
             Request(doc_id=doc_id(site.url(f"/{n}")), url=site.url(f"/{n}"), host=site.address) for n in range(50)
         ]
-        outcomes = fetch(requests, replace(SETTINGS, exemptions=parse_exemptions([site.address]), delay_s=0.2))
-        next(outcomes)
-        outcomes.close()
+        found = fetch(requests, replace(SETTINGS, exemptions=parse_exemptions([site.address]), delay_s=0.2))
+        next(found)
+        found.close()
         n_asked = len(site.log)
         time.sleep(1)  # five pauses of the crawl
         assert len(site.log) == n_asked < 10
-
-
-PRIVATE = """
-    0.0.0.0 10.1.2.3 100.64.0.1 127.0.0.1 127.8.8.8 169.254.169.254 172.16.0.1 172.31.255.255 192.0.0.1 192.0.2.1
-    192.88.99.1 192.168.1.1 198.18.0.1 198.51.100.1 203.0.113.1 224.0.0.1 239.255.255.255 240.0.0.1 255.255.255.255
-    168.63.129.16 :: ::1 ::ffff:8.8.8.8 ::ffff:127.0.0.1 ::127.0.0.1 64:ff9b::808:808 64:ff9b:1::1 100::1 2001::1
-    2001:db8::1 2002:7f00:1::1 3fff::1 5f00::1 fc00::1 fd00:ec2::254 fe80::1 fec0::1 ff02::1
-"""
-
-
-@pytest.mark.parametrize("address", PRIVATE.split())
-def test_addresses_that_are_not_public_are_refused(address: str) -> None:
-    assert not is_public(ip_address(address))
-
-
-@pytest.mark.parametrize("address", ["8.8.8.8", "1.1.1.1", "172.32.0.1", "2606:4700::1111", "2a00:1450:4001::1"])
-def test_public_addresses_are_allowed(address: str) -> None:
-    assert is_public(ip_address(address))
-
-
-@pytest.mark.parametrize(
-    "text", ["127.0.0.1", "localhost:80", "127.0.0.1:0", "127.0.0.1:x", "::1:80x", "10.0.0.0/8:80"]
-)
-def test_an_exemption_is_one_address_and_one_port(text: str) -> None:
-    with pytest.raises(ConfigError, match="not one IP address with a port"):
-        parse_exemptions([text])
-    assert parse_exemptions(["[::1]:80"]) == {(ip_address("::1"), 80)}
-
-
-@pytest.mark.parametrize(
-    ("text", "href", "host"),
-    [
-        (" HTTP://Example.COM:80/a/../b%20c?q=1#f\n", "http://example.com/b%20c?q=1", "example.com"),
-        ("https://example.com:8443", "https://example.com:8443/", "example.com:8443"),
-        ("http://0x7f.1:81/a b", "http://127.0.0.1:81/a%20b", "127.0.0.1:81"),
-        ("http://bücher.example/ü", "http://xn--bcher-kva.example/%C3%BC", "xn--bcher-kva.example"),
-        ("http:\\\\example.com\\a", "http://example.com/a", "example.com"),
-    ],
-)
-def test_a_url_has_one_canonical_form(text: str, href: str, host: str) -> None:
-    url = canonical_url(text)
-    assert (url.href, url.host) == (href, host)
-    assert canonical_url(href) == url
-
-
-@pytest.mark.parametrize(
-    "text", ["", "no url", "//a/b", "ftp://a/b", "javascript:1", "http://u:p@a/", "http://a b/", "\ud800"]
-)
-def test_what_cannot_be_fetched_is_no_url(text: str) -> None:
-    with pytest.raises(InvalidUrl):
-        canonical_url(text)
-
-
-def test_ids_and_buckets_never_change() -> None:
-    assert doc_id("http://example.com/") == "2a1b402420ef46577471cdc7409b0fa2"
-    assert host_bucket("example.com") == 421
 
 
 def test_retry_after_is_seconds_or_a_date() -> None:
@@ -390,26 +343,186 @@ def test_retry_after_is_seconds_or_a_date() -> None:
     assert {value: retry_after_s(value, now) for value in given} == given
 
 
-def test_opt_outs_are_read_as_directives_for_all_or_for_us() -> None:
-    cases = {"noai": True, "noindex, NoImageAI": True, "lakelens: noai": True, "*: noai": True, "other: noai": False}
-    cases |= {"unavailable_after: 25 Jun 2040 15:00:00 PST": False, "all": False, "noindex": False, "": False}
-    assert {tag: opts_out([tag], None) is not None for tag in cases} == cases
-    assert opts_out([], "1") is not None and opts_out([], "0") is None
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+PAGE = Request(doc_id="0", url="http://a.example/", host="a.example")
 
 
-def test_robots_rules_are_read_for_our_agent_before_all_agents() -> None:
-    rules = parse_robots(
-        b"\xef\xbb\xbfUser-agent: *\nDisallow: /\nUser-agent: LakeLens\nCrawl-delay: 5\nDisallow: /x\n"
-    )
-    assert rules.allows("http://a/y") and not rules.allows("http://a/x") and rules.crawl_delay_s == 5
-    assert not parse_robots(b"User-agent: *\nDisallow: /\xff\xfe\nDisallow: /b").allows("http://a/b")
+@pytest.mark.parametrize(
+    ("failed", "request_", "n_gone", "days"),
+    [
+        (None, PAGE, 0, 7),
+        (None, replace(PAGE, root="file:///a"), 0, None),
+        ("http_server_error", PAGE, 0, 1 / 24),
+        ("http_server_error", replace(PAGE, root="file:///a"), 0, 1 / 24),
+        ("not_media", PAGE, 0, None),
+        ("deferred", PAGE, 0, 0),
+        ("not_found", PAGE, 1, 1),
+        ("not_found", PAGE, 2, 2),
+        ("not_found", PAGE, 3, None),
+        ("not_found", replace(PAGE, root="file:///a"), 1, None),
+    ],
+)
+def test_when_to_fetch_next_follows_from_the_error(
+    failed: str | None, request_: Request, n_gone: int, days: float | None
+) -> None:
+    problem = error(ErrorCode(failed), "x") if failed else None
+    at = next_fetch(problem, request_, Recrawl(), recrawl_s=7 * 86400, n_gone=n_gone, now=NOW)
+    assert at == (None if days is None else NOW + timedelta(days=days))
 
 
-def test_when_to_fetch_next_follows_from_the_error() -> None:
-    now, later = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 2, 1, tzinfo=UTC)
-    busy, gone = error(ErrorCode.RATE_LIMITED, ""), error(ErrorCode.NOT_FOUND, "")
-    assert next_fetch(None, is_file=False, now=now, told=None) == now + timedelta(days=30)
-    assert next_fetch(None, is_file=True, now=now, told=None) is None
-    assert next_fetch(gone, is_file=False, now=now, told=later) is None
-    assert next_fetch(busy, is_file=False, now=now, told=None) == now + timedelta(hours=1)
-    assert next_fetch(busy, is_file=False, now=now, told=later) == later
+def test_the_time_to_the_next_fetch_doubles_while_nothing_changes_and_halves_when_it_does_within_bounds() -> None:
+    recrawl = Recrawl(first_s=8, least_s=3, most_s=20)
+    assert recrawl.next_s(None, is_changed=True) == recrawl.next_s(None, is_changed=False) == 8
+    assert [recrawl.next_s(s, is_changed=False) for s in (8, 12, 20)] == [16, 20, 20]
+    assert [recrawl.next_s(s, is_changed=True) for s in (8, 5, 3)] == [4, 3, 3]
+
+
+# -- again: what is known of documents and hosts --------------------------------------------------------------------
+
+
+def conditional(tag: str) -> Answer:
+    async def page(_: Any, writer: asyncio.StreamWriter, asked: Asked) -> None:
+        same = asked.headers.get("if-none-match") == tag
+        writer.write(answer("304 Not Modified", ETag=tag) if same else answer(body=jpeg(), ETag=tag))
+        await writer.drain()
+
+    return page
+
+
+def test_what_is_known_is_asked_for_with_its_conditions_and_costs_no_byte_while_it_is_the_same() -> None:
+    known = {
+        "media_id": "0" * 64,
+        "etag": '"1"',
+        "last_modified": "Mon, 01 Jan 2024 00:00:00 GMT",
+        "recrawl_s": 86400.0,
+    }
+    pages: dict[str, Answer] = {"/same": conditional('"1"'), "/new": conditional('"2"'), "/bare": answer("304 Same")}
+    with serving(pages) as site:
+        settings = replace(SETTINGS, exemptions=parse_exemptions([site.address]))
+        asked = [request(site, path, **known) for path in pages]
+        asked.append(request(site, "/never", etag='"1"'))  # nothing was obtained: there is nothing to be the same
+        found = {outcome.request.url: outcome for outcome in outcomes(asked, settings)}
+        same, new, bare, never = (found[one.url] for one in asked)
+        assert same.is_unchanged and bare.is_unchanged and not new.is_unchanged
+        assert (same.content, same.error, same.attempts[0].bytes, same.attempts[0].http_status) == (None, None, 0, 304)
+        assert (same.recrawl_s, bare.recrawl_s, new.recrawl_s) == (2 * 86400, 2 * 86400, 86400)
+        assert new.content == jpeg() and new.error is None
+        assert code(never) == "not_found"
+        headers = {one.path: one.headers for one in site.log}
+        assert headers["/same"]["if-modified-since"] == known["last_modified"]
+        assert "if-none-match" not in headers["/never"] and "if-none-match" not in headers["/robots.txt"]
+
+
+def test_a_page_that_is_gone_is_tried_again_a_few_times_and_then_no_more() -> None:
+    with serving({"/gone": answer("410 Gone")}) as site:
+        settings = replace(SETTINGS, exemptions=parse_exemptions([site.address]), recrawl=Recrawl(n_gone=2))
+        for n_before, is_last in ((0, False), (1, True)):
+            (outcome,) = outcomes([request(site, "/gone", n_gone=n_before)], settings)
+            assert (code(outcome), outcome.n_gone) == ("not_found", n_before + 1)
+            assert (outcome.next_fetch_at is None) is is_last
+
+
+def test_an_answer_that_leads_to_another_domain_is_left_to_whoever_asks_that_one() -> None:
+    with serving({"/b": answer(body=jpeg())}) as other:
+        away = f"http://localhost:{other.port}/b"
+        with serving(
+            {"/a": answer("302 Found", Location=away), "/same": answer("302 Found", Location=other.url("/b"))}
+        ) as site:
+            settings = replace(SETTINGS, exemptions=parse_exemptions([site.address, other.address]))
+            (moved,) = outcomes([request(site, "/a")], settings)
+            assert (moved.moved_to, code(moved), moved.request.n_redirects, len(moved.attempts)) == (
+                away,
+                "deferred",
+                1,
+                1,
+            )
+            assert other.log == []
+            (same,) = outcomes([request(site, "/same")], settings)
+            assert same.content == jpeg()
+            (too_far,) = outcomes([request(site, "/a", n_redirects=2)], settings)
+            assert code(too_far) == "redirect_refused"
+
+
+def test_the_rules_and_pauses_of_a_host_are_kept_over_a_restart() -> None:
+    rules = answer(body=b"User-agent: *\nDisallow: /no\nCrawl-delay: 0.4\n")
+    with serving({"/robots.txt": rules, "/a": answer(body=jpeg()), "/b": answer(body=jpeg())}) as site:
+        settings = replace(SETTINGS, exemptions=parse_exemptions([site.address]))
+        states = [one for one in list(fetch([request(site, "/a")], settings)) if isinstance(one, HostState)]
+        (state,) = states
+        assert (state.host, state.requests, state.robots_status, state.crawl_delay_s) == (site.address, 2, "found", 0.4)
+        assert state.bytes == len(jpeg()) + len(b"User-agent: *\nDisallow: /no\nCrawl-delay: 0.4\n")
+        found = outcomes([request(site, path) for path in ("/b", "/no")], settings, states)
+        assert [code(outcome) for outcome in sorted(found, key=lambda one: one.request.url)] == [
+            None,
+            "robots_disallowed",
+        ]
+        assert site.paths() == ["/robots.txt", "/a", "/b"]
+        assert min(b.at_s - a.at_s for a, b in itertools.pairwise(site.log)) >= 0.4
+        old = replace(state, robots_at=datetime.now(UTC) - timedelta(hours=25))
+        outcomes([request(site, "/a")], settings, [old])
+        assert site.paths()[3:] == ["/robots.txt", "/a"]
+
+
+def test_a_host_that_was_left_alone_gets_one_attempt_when_its_time_is_over_and_is_then_left_alone_for_longer() -> None:
+    paths = [f"/{n}" for n in range(4)]
+    with serving(dict.fromkeys(["/robots.txt", *paths], _reset)) as site:
+        settings = replace(SETTINGS, exemptions=parse_exemptions([site.address]), max_attempts=1)
+        until = datetime.now(UTC) + timedelta(hours=1)
+        left = HostState(host=site.address, closed_until=until, closed_reason="no answer", n_failures=10, leave_s=7200)
+        found = outcomes([request(site, path) for path in paths], settings, [left])
+        assert {code(outcome) for outcome in found} == {"deferred"} and site.log == []
+        assert all(one.next_fetch_at and abs((one.next_fetch_at - until).total_seconds()) < 1 for one in found)
+        over = replace(left, closed_until=datetime.now(UTC) - timedelta(seconds=1))
+        again = list(
+            fetch([request(site, path) for path in paths], replace(settings, max_connections_per_host=1), [over])
+        )
+        (state,) = [one for one in again if isinstance(one, HostState)]
+        assert site.paths() == ["/robots.txt"] and state.leave_s == 14400
+        assert state.closed_until is not None and state.closed_until > datetime.now(UTC) + timedelta(seconds=7000)
+
+
+def test_what_is_not_reached_in_a_round_is_deferred_and_may_be_fetched_at_once_in_the_next() -> None:
+    paths = [f"/{n}" for n in range(20)]
+    with serving({path: answer(body=jpeg()) for path in paths}) as site:
+        found = crawled(site, paths, delay_s=0.2, round_s=1, max_connections_per_host=1)
+        codes = [code(outcome) for outcome in found.values()]
+        n_done = codes.count(None)
+        assert 2 <= n_done <= 5 and codes == [None] * n_done + ["deferred"] * (20 - n_done)
+        last = found[paths[-1]]
+        assert last.attempts == () and last.next_fetch_at is not None and last.next_fetch_at <= datetime.now(UTC)
+
+
+def test_a_token_bucket_lets_a_burst_through_and_then_its_rate() -> None:
+    paths = [f"/{n}" for n in range(7)]
+    with serving({path: answer(body=jpeg()) for path in paths}) as site:
+        crawled(site, paths, rate_per_minute=240, burst=4, max_connections_per_host=1)
+        times = [asked.at_s - site.log[0].at_s for asked in site.log]
+        assert times[3] < 0.2 and times[4] >= 0.24 and times[7] >= 0.99
+
+
+def test_an_attempt_before_may_have_asked_a_moment_ago() -> None:
+    with serving({"/a": answer(body=jpeg())}) as site:
+        began = time.monotonic()
+        crawled(site, ["/a"], delay_s=0.5, is_resumed=True)
+        assert site.log[0].at_s - began >= 0.5
+
+
+def test_a_host_of_high_priority_comes_first_where_connections_are_few() -> None:
+    with serving({f"/{n}": answer(body=jpeg()) for n in range(2)}) as low, serving({"/a": answer(body=jpeg())}) as high:
+        settings = replace(SETTINGS, exemptions=parse_exemptions([low.address, high.address]), n_connections=1)
+        found = outcomes([request(low, "/0"), request(low, "/1"), request(high, "/a", priority=1)], settings)
+        assert found[0].request.host == high.address
+
+
+def test_what_was_taken_down_is_neither_asked_for_by_a_redirect_nor_stored() -> None:
+    digest = hashlib.sha256(jpeg(7)).hexdigest()
+    pages: dict[str, Answer] = {
+        "/r": answer("302 Found", Location="/b"),
+        "/b": answer(body=jpeg()),
+        "/c": answer(body=jpeg(7)),
+    }
+    with serving(pages) as site:
+        forgotten = Takedowns(doc_ids=frozenset({doc_id(site.url("/b"))}), hashes=frozenset({digest}))
+        found = crawled(site, ["/r", "/c"], taken_down=forgotten)
+        assert [code(outcome) for outcome in found.values()] == ["taken_down", "taken_down"]
+        assert "/b" not in site.paths()

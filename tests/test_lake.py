@@ -13,7 +13,7 @@ from jobs.config import load_config
 from jobs.lake import Lake, open_lake, read
 from jobs.packs import PackFile
 from jobs.runs import covered_run_ids, run_rows
-from schemas import EVALUATIONS, FEATURES, FETCHES, GOLDEN, MEDIA, MENTIONS, RUNS, TABLES, Table
+from schemas import EVALUATIONS, FEATURES, FETCHES, GOLDEN, HOSTS, MEDIA, MENTIONS, RUNS, TABLES, TAKEDOWNS, Table
 from schemas.runs import RUN_STATUSES
 from schemas.table import column_doc
 from tests import rows, small_lake
@@ -64,16 +64,22 @@ def strangers(spark: SparkSession, lake: Lake) -> dict[str, int]:
     run_ids = read(spark, lake, RUNS).select("run_id").distinct()
     media_ids = read(spark, lake, MEDIA).select("media_id").distinct()
     items = read(spark, lake, GOLDEN).select("golden_set", "golden_version", "item_id").distinct()
+
+    def of_no_run(table: Table) -> int:
+        rows = read(spark, lake, table).where("run_id IS NOT NULL")  # a host that was never asked has none
+        return rows.join(run_ids, on="run_id", how="left_anti").count()
+
     found = {
-        f"{table.name}.run_id": read(spark, lake, table).join(run_ids, on="run_id", how="left_anti").count()
-        for table in (FETCHES, FEATURES, MENTIONS, EVALUATIONS)
+        f"{table.name}.run_id": of_no_run(table)
+        for table in (FETCHES, FEATURES, MENTIONS, EVALUATIONS, TAKEDOWNS, HOSTS)
     }
     golden = read(spark, lake, GOLDEN)
     relevant = golden.select(F.explode("relevant.media_id").alias("media_id"))
     asked = golden.where("media_id IS NOT NULL").select("media_id").unionByName(relevant)
     found["golden.media_id"] = asked.join(media_ids, on="media_id", how="left_anti").count()
-    measured = read(spark, lake, EVALUATIONS)
-    found["evaluations.item_id"] = measured.join(items, on=items.columns, how="left_anti").count()
+    labels = golden.select("golden_set", "golden_version", F.explode("labels").alias("item_id")).distinct()
+    measured = read(spark, lake, EVALUATIONS).join(items.unionByName(labels), on=items.columns, how="left_anti")
+    found["evaluations.item_id"] = measured.count()
     covered = covered_run_ids(spark, lake)
     found["runs.covers"] = covered.join(run_ids, on="run_id", how="left_anti").count()
     return {name: n for name, n in found.items() if n}

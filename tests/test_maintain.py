@@ -54,7 +54,7 @@ def test_only_runs_that_show_life_hold_what_they_write() -> None:
     ]
     live = live_runs(runs, now=NOW + timedelta(seconds=60), expiry_s=EXPIRY_S, but="me.maintain")
     assert [row["run_id"] for row in live] == ["live.crawl"]
-    assert written_by(live) == dict.fromkeys(("media", "fetches", "documents"), "live.crawl")
+    assert written_by(live) == dict.fromkeys(("media", "fetches", "documents", "hosts"), "live.crawl")
     assert written_by([run_row("x.new", "new")]).keys() == {table.name for table in TABLES}
     assert written_by([run_row("c.check", "check")]) == {}
 

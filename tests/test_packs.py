@@ -195,7 +195,7 @@ import resource, sys, threading, time
 from pathlib import Path
 from jobs.addresses import parse_exemptions
 from jobs.fetch import Settings, fetch
-from jobs.outcomes import Request
+from jobs.outcomes import Outcome, Request
 from jobs.packs import Packs
 from jobs.urls import canonical_url, doc_id
 
@@ -214,7 +214,7 @@ def outcomes(urls):
         is_file = url.startswith("file:")
         host, root = ("", url.rpartition("/")[0]) if is_file else (canonical_url(url).host, None)
         requests.append(Request(doc_id=doc_id(url), url=url, host=host, root=root))
-    return list(fetch(requests, settings))
+    return [found for found in list(fetch(requests, settings)) if isinstance(found, Outcome)]
 
 outcomes(urls[:2])  # what is imported and allocated once is there before anything is measured
 before = most = resident()
@@ -224,7 +224,7 @@ def watch():
     while not done:
         most = max(most, resident())
         time.sleep(0.002)
-watching = threading.Thread(target=watch)
+watching = threading.Thread(target=watch, daemon=True)
 watching.start()
 for outcome in outcomes(urls[2:]):
     print(outcome.request.url, outcome.error and outcome.error["code"], outcome.held and outcome.held.pack_uri,
@@ -368,7 +368,7 @@ small, large = sys.argv[1:]
 n_frames(small)
 before = most = resident_mib()
 done = False
-watching = threading.Thread(target=watch)
+watching = threading.Thread(target=watch, daemon=True)
 watching.start()
 print(n_frames(large))
 done = True

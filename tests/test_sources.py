@@ -1,10 +1,11 @@
-"""Folders and URL lists as sightings: real files of every kind, and what is wrong with them."""
+"""Sources as parts and sightings: folders and URL lists, real files of every kind, and what is wrong with them."""
 
 from __future__ import annotations
 
 import bz2
 import gzip
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,23 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from jobs.config import Source
-from jobs.sources import SIGHTINGS, Sighting, SourceError, open_file, sighting_batches, sightings
+from jobs.config import ConfigError, Source, load_config
+from jobs.sources import (
+    SIGHTINGS,
+    SUFFIXES,
+    Part,
+    Sighting,
+    SourceError,
+    beside,
+    check_source,
+    open_file,
+    open_filesystem,
+    part_sightings,
+    sighting_batches,
+    sightings,
+    source_parts,
+)
+from jobs.url_lists import READERS
 
 ROWS: list[dict[str, Any]] = [
     {"url": "http://example.com/a.jpg#x", "caption": "ein Bär", "license": "CC0"},
@@ -149,3 +165,127 @@ def test_a_source_that_cannot_be_read_is_named(
 def test_a_file_system_nobody_knows_is_refused() -> None:
     with pytest.raises(SourceError, match="no file system opens 'nosuch://x'"):
         seen("nosuch://x", "folder")
+
+
+# -- parts --------------------------------------------------------------------------------------------------------
+
+
+def parts_of(kind: str, uri: Path | str, **more: Any) -> list[Part]:
+    return source_parts(Source.model_validate({"name": "s", "kind": kind, "uri": str(uri), **more}))
+
+
+@pytest.fixture
+def crawl(tmp_path: Path) -> Path:
+    names = [
+        *("CC 1/warc/b.warc.gz", "CC 1/warc/a.WARC.gz", "CC 1/wat/a.warc.wat.gz", "CC 1/wet/a.warc.wet.gz"),
+        *("CC 1/.hidden/c.warc", "CC 1/.d.warc", "CC 2.warc", "CC 2.warc.txt", "CC/e.warc", "lists/u.jsonl.gz"),
+        *("lists/t/x.csv", "lists/readme.md", "table/_temporary/p.parquet", "table/k=1/p.gz.parquet"),
+    ]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("kind", "uri", "found"),
+    [
+        ("warc", "CC 1", ["CC 1/warc/a.WARC.gz", "CC 1/warc/b.warc.gz"]),
+        ("warc", "CC", ["CC/e.warc"]),
+        ("warc", "CC ", ["CC 1/warc/a.WARC.gz", "CC 1/warc/b.warc.gz", "CC 2.warc"]),
+        ("warc", "CC 1/warc/b", ["CC 1/warc/b.warc.gz"]),
+        ("warc", "CC 2.warc", ["CC 2.warc"]),
+        ("wat", "CC 1/", ["CC 1/wat/a.warc.wat.gz"]),
+        ("urls", "lists", ["lists/t/x.csv", "lists/u.jsonl.gz"]),
+        ("urls", "lists/u", ["lists/u.jsonl.gz"]),
+        ("table", "table", ["table/k=1/p.gz.parquet"]),
+    ],
+)
+def test_a_source_is_one_file_or_all_of_its_kind_below_a_folder_or_prefix(
+    crawl: Path, kind: str, uri: str, found: list[str]
+) -> None:
+    expected = [(crawl / name).as_uri() for name in found]
+    for form in (f"{crawl}/{uri}", f"{crawl.as_uri()}/{uri}".replace(" ", "%20")):
+        parts = parts_of(kind, form, priority=3)
+        assert [part.uri for part in parts] == expected
+        assert {(part.source, part.kind, part.priority) for part in parts} == {("s", kind, 3)}
+
+
+def test_parts_on_other_file_systems_are_opened_by_their_uris() -> None:
+    import fsspec
+
+    fsspec.filesystem("memory").pipe({"/lists/a b%20.txt": b"http://a/1", "/lists/c.txt": b"http://a/2"})
+    for uri in ("memory:///lists", "memory:///lists/", "memory://lists/"):
+        parts = parts_of("urls", uri)
+        assert [s.url for part in parts for s in part_sightings(part)] == ["http://a/1", "http://a/2"]
+    assert [s.url for part in parts_of("urls", "memory:///lists/a") for s in part_sightings(part)] == ["http://a/1"]
+    there = beside("s3://bucket/x%20y?region=us-east-1", "a b/%20#?.warc.gz")
+    assert there == "s3://bucket/x%20y/a%20b/%2520%23%3F.warc.gz?region=us-east-1"
+    assert open_filesystem(there)[1] == "bucket/x y/a b/%20#?.warc.gz"
+
+
+def test_a_part_is_listed_in_any_process_and_all_parts_are_the_source(tmp_path: Path) -> None:
+    for n in range(3):
+        (tmp_path / f"{n}.txt").write_text(f"http://a/{n}\nhttp://b/{n}\n")
+    source = Source(name="s", kind="urls", uri=str(tmp_path), priority=-2)
+    by_part = [list(part_sightings(pickle.loads(pickle.dumps(part)))) for part in source_parts(source)]
+    assert [[s.url for s in part] for part in by_part] == [[f"http://a/{n}", f"http://b/{n}"] for n in range(3)]
+    assert [s for part in by_part for s in part] == list(sightings(source))
+    assert {s.priority for part in by_part for s in part} == {-2}
+    folder = Source(name="f", kind="folder", uri=str(tmp_path))
+    (part,) = source_parts(folder)
+    assert part.uri == tmp_path.as_uri() and len(list(part_sightings(part))) == 3
+    assert {s.held_as for s in sightings(folder)} == {"file"}
+    (batch,) = list(sighting_batches([source, folder]))
+    assert batch.column("ordinal").to_pylist() == list(range(9))
+    types = {name: SIGHTINGS.field(name).type for name in ("offset", "length", "priority", "host_bucket", "opted_out")}
+    assert list(types.values()) == [pa.int64(), pa.int64(), pa.int32(), pa.int32(), pa.bool_()]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "message"),
+    [
+        ("warc", "nowhere/at/all", "is not a file, a folder or how names of files begin"),
+        ("warc", "wat", "is not a file, a folder or how names of files begin"),
+        ("warc", "lists", "holds no file whose name ends in one of .warc, .warc.gz"),
+        ("warc", "CC 2.warc.txt", "is not one of .warc, .warc.gz"),
+        ("table", "lists/readme.md", "is not one of .parquet"),
+        ("webdataset", "CC 1", "holds no file whose name ends in one of .tar"),
+    ],
+)
+def test_a_source_without_files_of_its_kind_says_which_it_takes(
+    crawl: Path, kind: str, name: str, message: str
+) -> None:
+    with pytest.raises(SourceError) as caught:
+        check_source(Source.model_validate({"name": "s", "kind": kind, "uri": f"{crawl}/{name}"}))
+    assert message in str(caught.value) and f"source s: {crawl}/{name}" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["table", "urls"])
+def test_a_delta_table_is_refused_for_not_all_of_its_files_count(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "t" / "_delta_log").mkdir(parents=True)
+    (tmp_path / "t" / "_delta_log" / "00000000000000000000.json").write_text("{}")
+    pyarrow.parquet.write_table(pa.table({"url": ["http://a/"]}), tmp_path / "t" / "part-0.parquet")
+    for name in ("t", "", "t/"):
+        with pytest.raises(SourceError, match=r"is a Delta table.* name an export of it as Parquet"):
+            parts_of(kind, f"{tmp_path}/{name}")
+    assert len(parts_of(kind, tmp_path / "t" / "part-0.parquet")) == 1
+
+
+def test_every_list_that_is_taken_has_a_reader() -> None:
+    assert set(READERS) == set(SUFFIXES["urls"])
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("{name: a, kind: warc}", "crawl.sources.0.uri is missing"),
+        ("{name: a, kind: warc, uri: /x, archive: /y}", "takes no archive, only a table does"),
+        ("{name: a, kind: zip, uri: /x}", "'folder', 'urls', 'warc', 'wat', 'webdataset' or 'table'"),
+        ("{name: a, kind: urls, uri: /x, priority: 3000000000}", "less than 2147483648"),
+    ],
+)
+def test_a_source_says_what_its_kind_takes(source: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(assignments=[f"crawl.sources=[{source}]"])
+    assert message in str(caught.value)

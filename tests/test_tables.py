@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from rich.console import Console
 
-from jobs.tables import age, described_run, freshness, readable_bytes
+from jobs.tables import age, described_run, freshness, grid, readable_bytes
 from tests.rows import NOW
 
 if TYPE_CHECKING:
@@ -44,6 +46,14 @@ def test_a_run_that_shows_no_life_is_dead_once_its_lease_is_over() -> None:
 def test_bytes_and_ages_are_in_the_unit_that_people_use() -> None:
     assert [readable_bytes(n) for n in (1023, 1536, 5 << 30)] == ["1023 B", "1.5 kB", "5.0 GB"]
     assert [age(NOW - timedelta(seconds=s), NOW) for s in (59, 7300, 200_000)] == ["59 s ago", "2 h ago", "2 d ago"]
+
+
+def test_a_cell_is_shown_as_it_is_whatever_is_in_it() -> None:
+    console = Console(file=io.StringIO(), width=100)
+    texts = ["http://e.example/?a[/b]=1", "[bold]x", "[::1]", "a:cat:b", "ends with a \\"]
+    console.print(grid("shown", ["value"], [{"value": text} for text in texts], []))
+    assert isinstance(console.file, io.StringIO)
+    assert [line.rstrip() for line in console.file.getvalue().splitlines()[2:]] == texts
 
 
 @pytest.mark.spark

@@ -1,0 +1,162 @@
+"""One HTTP exchange: a request, an answer, its body under caps. Knows no politeness, no robots.txt and no retry."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import aiohttp
+import yarl
+
+from jobs.addresses import Dialled, Exemptions, checked_socket, dialled, is_public
+from jobs.outcomes import REDIRECTS, Failure, Trace, exception_failure, plain
+from jobs.packs import Body, Packs, StorageFailed
+from jobs.robots import AGENT
+from jobs.urls import Url
+
+LARGE_BYTES = 4 << 20  # a body above waits for one of N_LARGE places, which bounds memory and spool of a task
+LEAST_BYTES_PER_S = 1 << 20  # of such a body: it may take so much longer than the time of a request
+N_LARGE = 2
+DRAINED_BYTES = 16 << 10  # an unwanted body up to this is read, so that its connection can be used again
+MEDIA_TYPES = "image/*, video/*"
+Refuse = Callable[[aiohttp.ClientResponse], Failure | None]  # why not to read a body, from status and headers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wire:
+    """How exchanges are made; `packs` is where large bodies go, None: all are kept in memory."""
+
+    contact: str | None  # None: nothing but the exemptions may be dialled
+    exemptions: Exemptions
+    connect_timeout_s: float
+    timeout_s: float
+    packs: Packs | None
+
+
+@asynccontextmanager
+async def opened_session(wire: Wire) -> AsyncIterator[aiohttp.ClientSession]:
+    """A session that dials what it may, keeps no cookie, follows no proxy and tries nothing again by itself."""
+    connector = aiohttp.TCPConnector(
+        limit=0,
+        ttl_dns_cache=300,
+        socket_factory=checked_socket(wire.exemptions, public=wire.contact is not None),
+    )
+    agent = AGENT if wire.contact is None else f"{AGENT} (+{wire.contact})"
+    async with aiohttp.ClientSession(
+        connector=connector,
+        trust_env=False,  # a proxy of the environment would dial for us, unchecked
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=wire.connect_timeout_s),
+        headers={"User-Agent": agent, "Accept": MEDIA_TYPES, "Accept-Encoding": "identity"},
+    ) as session:
+        # aiohttp would ask again by itself after a lost connection: unseen in the attempts, and without the delay.
+        session._retry_connection = False
+        yield session
+
+
+def refused_literal(url: Url, wire: Wire) -> str | None:
+    """Why the host of a URL must not be dialled, where that is an address that can be told without asking anybody."""
+    parsed = yarl.URL(url.href, encoded=True)
+    try:
+        address = ipaddress.ip_address(parsed.host or "")
+    except ValueError:
+        return None
+    if (address, parsed.port) in wire.exemptions or (wire.contact is not None and is_public(address)):
+        return None
+    return f"{address} port {parsed.port} is not public"
+
+
+class Exchanges:
+    """The exchanges of one session, which share the places for large bodies."""
+
+    def __init__(self, wire: Wire, session: aiohttp.ClientSession) -> None:
+        self.wire, self.session = wire, session
+        self._large = asyncio.Semaphore(N_LARGE)
+
+    async def get(
+        self,
+        url: Url,
+        trace: Trace,
+        *,
+        max_bytes: int,
+        refuse: Refuse,
+        answered: Callable[[], None],
+        headers: Mapping[str, str] | None = None,
+    ) -> Body:
+        """The body of one answer, redirects not followed; its facts go to `trace`. Raises Failure, StorageFailed.
+
+        `refuse` looks at status and headers before the body is read, and `answered` is told that they are there. More
+        than `max_bytes` may come back. The caller closes the body.
+        """
+        trace.final_url, trace.http_status, trace.headers = url.href, None, {}  # of this hop, not of the one before
+        seen = Dialled()
+        dialled.set(seen)
+        started = time.perf_counter()
+        try:
+            async with asyncio.timeout(self.wire.timeout_s) as deadline:
+                there = yarl.URL(url.href, encoded=True)
+                response = await self.session.get(there, allow_redirects=False, headers=headers)
+                answered()
+                async with response:
+                    return await self._answer(response, trace, deadline, max_bytes, refuse)
+        except (Failure, StorageFailed):
+            raise
+        except Exception as e:
+            raise exception_failure(e, seen, self.wire.timeout_s) from e
+        finally:
+            trace.ms += (time.perf_counter() - started) * 1e3
+
+    async def _answer(
+        self, response: aiohttp.ClientResponse, trace: Trace, deadline: asyncio.Timeout, max_bytes: int, refuse: Refuse
+    ) -> Body:
+        trace.http_status = response.status
+        trace.headers = {name.lower(): plain(", ".join(response.headers.getall(name))) for name in response.headers}
+        refused = refuse(response)
+        if refused is None and response.status not in REDIRECTS:
+            return await self._read(response, trace, deadline, max_bytes)
+        if response.content_length is not None and response.content_length <= DRAINED_BYTES:
+            await response.read()
+        else:
+            response.close()
+        if refused is not None:
+            raise refused
+        return Body()
+
+    async def _read(
+        self, response: aiohttp.ClientResponse, trace: Trace, deadline: asyncio.Timeout, max_bytes: int
+    ) -> Body:
+        body = Body(self.wire.packs)
+        try:
+            async for chunk in response.content.iter_any():
+                was_large = body.size_bytes > LARGE_BYTES
+                body.write(chunk)
+                trace.bytes = min(body.size_bytes, max_bytes)
+                if body.size_bytes > max_bytes:
+                    response.close()
+                    break
+                if was_large:
+                    deadline.reschedule(_when(deadline) + len(chunk) / LEAST_BYTES_PER_S)
+                elif body.size_bytes > LARGE_BYTES:
+                    await self._large_place(body, deadline)
+            return body
+        except BaseException:
+            body.close()
+            raise
+
+    async def _large_place(self, body: Body, deadline: asyncio.Timeout) -> None:
+        now = asyncio.get_running_loop().time
+        left_s = _when(deadline) - now()
+        deadline.reschedule(None)  # the wait is ours, not the server's
+        await self._large.acquire()
+        body.closing.callback(self._large.release)
+        deadline.reschedule(now() + left_s)
+
+
+def _when(deadline: asyncio.Timeout) -> float:
+    when = deadline.when()
+    assert when is not None
+    return when

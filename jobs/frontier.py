@@ -1,0 +1,219 @@
+"""What a crawl fetches and in which wave: sightings against documents and hosts. Knows tables, not how to fetch."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+
+from jobs.config import Config
+from jobs.lake import Lake, read, remove_folder
+from jobs.runs import Run
+from jobs.sources import ROWS_PER_BATCH, SIGHTINGS, Part, SourceError, part_sightings, source_parts
+from jobs.urls import registrable
+from jobs.waves import packed, per_round
+from schemas import DOCUMENTS, HOSTS
+from schemas.table import schema_ddl
+
+if TYPE_CHECKING:
+    from pyspark.sql import Column, DataFrame, SparkSession
+
+# What a sighting says of a document; a later one that does not say it leaves what is known.
+DESCRIPTION = ("page_url", "page_title", "caption", "license")
+PART_ORDINALS = 100_000  # of what is held in folders and archives, numbered by one task: one cannot number a billion
+PART_SHIFT = 40  # an ordinal is the number of the source's part and the place in it
+# What is known of a document when it is fetched, and where: a redirect may have led to another host.
+KNOWN = pa.schema(
+    [
+        ("media_id", pa.string()),
+        ("etag", pa.string()),
+        ("last_modified", pa.string()),
+        ("recrawl_s", pa.float64()),
+        ("n_gone", pa.int32()),
+        ("fetch_url", pa.string()),
+        ("fetch_host", pa.string()),
+        ("n_attempts", pa.int32()),
+        ("n_redirects", pa.int32()),
+    ]
+)
+PLANNED = pa.schema([*SIGHTINGS, *KNOWN])
+_PLAN = f"{schema_ddl(PLANNED)}, action STRING, domain STRING, wave BIGINT"
+_FAILED = pa.schema([*SIGHTINGS, pa.field("failure", pa.string())])
+
+
+# -- sightings ----------------------------------------------------------------------------------------------------
+
+
+def listed(parts: Iterable[tuple[int, Part]]) -> Iterator[pa.RecordBatch]:
+    """The sightings of parts of sources, numbered; one that cannot be read is a row that says so and nothing else."""
+    for number, part in parts:
+        try:
+            numbered = enumerate(part_sightings(part), start=number << PART_SHIFT)
+            while rows := [{"ordinal": n, **vars(sighting)} for n, sighting in islice(numbered, ROWS_PER_BATCH)]:
+                yield pa.RecordBatch.from_pylist(rows, schema=_FAILED)
+        except SourceError as e:
+            yield pa.RecordBatch.from_pylist([{"failure": str(e)}], schema=_FAILED)
+
+
+def stage_sightings(spark: SparkSession, config: Config, uri: str) -> DataFrame:
+    """List all sources, many parts at a time, into `uri`. Raises SourceError."""
+    parts = [part for source in config.crawl.sources for part in source_parts(source)]
+    rows = [(number, pickle.dumps(part)) for number, part in enumerate(parts)]
+    n_tasks = max(1, min(len(rows), 4 * spark.sparkContext.defaultParallelism))
+    frame = spark.createDataFrame(rows, "number BIGINT, part BINARY").repartitionByRange(n_tasks, "number")
+
+    def task(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        found = (row for batch in batches for row in batch.to_pylist())
+        return listed((row["number"], pickle.loads(row["part"])) for row in found)
+
+    frame.mapInArrow(task, schema_ddl(_FAILED)).write.mode("overwrite").parquet(uri)
+    seen = spark.read.schema(schema_ddl(_FAILED)).parquet(uri)
+    if failed := seen.where("failure IS NOT NULL").orderBy("failure").limit(1).collect():
+        raise SourceError(failed[0]["failure"])
+    return seen.select(*SIGHTINGS.names)
+
+
+# -- plan ---------------------------------------------------------------------------------------------------------
+
+
+def stage_plan(spark: SparkSession, lake: Lake, config: Config, run: Run) -> tuple[DataFrame, dict[str, int]]:
+    """All sightings, each document once, with what to do about it; and how many rows there are of each kind.
+
+    `action` is `fetch` (new, due or changed), `describe` (only what is said about it changed) or `nothing`, and
+    `wave` numbers the waves of what is fetched. Documents this run already fetched are not due again.
+    """
+    from pyspark.sql import functions as F
+
+    staging = lake.staging(run.run_id)
+    seen = stage_sightings(spark, config, f"{staging}/sightings")
+    first = seen.groupBy("doc_id").agg(
+        F.min_by(F.struct(*SIGHTINGS.names), "ordinal").alias("s"), F.count("*").alias("n")
+    )
+    known = read(spark, lake, DOCUMENTS).select(
+        "doc_id",
+        "host_bucket",
+        F.struct("source", *DESCRIPTION).alias("was"),
+        "fetched_at",
+        "next_fetch_at",
+        F.col("error.code").alias("was_error"),
+        *("media_id", "etag", "last_modified", "recrawl_s", "n_gone"),
+    )
+    joined = first.select("s.*", "n").join(known, on=["doc_id", "host_bucket"], how="left")
+    actions = joined.select(
+        *SIGHTINGS.names,
+        *("media_id", "etag", "last_modified", "recrawl_s", F.coalesce("n_gone", F.lit(0)).alias("n_gone")),
+        F.col("url").alias("fetch_url"),
+        F.col("host").alias("fetch_host"),
+        F.lit(0).alias("n_attempts"),
+        F.lit(0).alias("n_redirects"),
+        action(run, config).alias("action"),
+        "n",
+    )
+    plan, counts = stage_waves(spark, lake, config, actions, staging, "plan")
+    return plan, counts
+
+
+def action(run: Run, config: Config) -> Column:
+    """What to do about a document that is seen, from what is known of it."""
+    from pyspark.sql import functions as F
+
+    started = F.lit(run.started)
+    untried = F.col("fetched_at").isNull() | (F.col("fetched_at") < started)
+    changed = F.col("root").isNotNull() & ~F.col("etag").eqNullSafe(F.col("version"))
+    asked = F.col("was_error").isin(list(config.crawl.retry_errors))
+    due = F.col("was").isNull() | (untried & ((F.col("next_fetch_at") <= started) | changed | asked))
+    described = ~F.col("was").eqNullSafe(
+        F.struct("source", *(F.coalesce(F.col(name), F.col(f"was.{name}")).alias(name) for name in DESCRIPTION))
+    )
+    return F.when(F.coalesce(due, F.lit(False)), "fetch").when(described, "describe").otherwise("nothing")
+
+
+def stage_waves(
+    spark: SparkSession, lake: Lake, config: Config, actions: DataFrame, staging: str, name: str
+) -> tuple[DataFrame, dict[str, int]]:
+    """Write rows of `PLANNED` with their action and `n` sightings as a plan, those to fetch with domain and wave.
+
+    In a wave a host has no more documents than its pauses let through in a round; of a host those of the highest
+    priority come first, then in the order of the sources.
+    """
+    from pyspark.sql import Window
+    from pyspark.sql import functions as F
+
+    # Written first, then numbered: the numbers of a part start from how many rows the parts before it have.
+    part = F.when(
+        F.col("root").isNotNull(),
+        F.shiftright("ordinal", PART_SHIFT) * F.lit(1 << 20)
+        + F.floor(F.col("ordinal") % F.lit(1 << PART_SHIFT) / PART_ORDINALS),
+    ).otherwise(0)
+    remove_folder(spark, f"{staging}/{name}-actions")
+    actions.withColumn("part", part.cast("long")).write.parquet(f"{staging}/{name}-actions")
+    ddl = schema_ddl(PLANNED) + ", action STRING, n BIGINT, part BIGINT"
+    actions = spark.read.schema(ddl).parquet(f"{staging}/{name}-actions")
+    grouped = actions.groupBy("action", "fetch_host", "part").agg(F.count("*").alias("rows"), F.sum("n").alias("n"))
+    found = grouped.toArrow()
+    counts = {"seen": sum(found["n"].to_pylist()), "distinct": sum(found["rows"].to_pylist())}
+    for row in found.group_by("action").aggregate([("rows", "sum")]).to_pylist():
+        counts[row["action"]] = row["rows_sum"]
+    to_fetch = found.filter(pa.compute.equal(found["action"], "fetch")).sort_by(
+        [("fetch_host", "ascending"), ("part", "ascending")]
+    )
+    places = hosts_in_waves(to_fetch, crawl_delays(spark, lake, to_fetch), config)
+    where = spark.createDataFrame(places)
+    order = Window.partitionBy("fetch_host", "part").orderBy(F.desc("priority"), "ordinal")
+    fetched = actions.where("action = 'fetch'").join(where, on=["fetch_host", "part"], how="inner")
+    place = F.col("start") + F.row_number().over(order) - 1
+    wave = (F.col("first_wave") + F.floor(place / F.col("per_wave"))).cast("long").alias("wave")
+    fetched = fetched.select(*PLANNED.names, "action", "domain", wave)
+    others = actions.where("action != 'fetch'").select(
+        *PLANNED.names, "action", F.lit(None).cast("string").alias("domain"), F.lit(None).cast("long").alias("wave")
+    )
+    fetched.unionByName(others).write.mode("overwrite").parquet(f"{staging}/{name}")
+    return spark.read.schema(_PLAN).parquet(f"{staging}/{name}"), counts
+
+
+def crawl_delays(spark: SparkSession, lake: Lake, found: pa.Table) -> Mapping[str, float]:
+    """The Crawl-delay of those hosts that are known to have one, seconds."""
+    if not any(found["fetch_host"].to_pylist()):
+        return {}
+    rows = read(spark, lake, HOSTS).where("crawl_delay_s > 0").select("host", "crawl_delay_s").collect()
+    return {row["host"]: row["crawl_delay_s"] for row in rows}
+
+
+def hosts_in_waves(found: pa.Table, delays_s: Mapping[str, float], config: Config) -> pa.Table:
+    """For each (fetch_host, part), sorted, with its number of `rows`: what numbers its documents and their waves.
+
+    What is held in folders and archives has no host and owes no pause.
+    """
+    crawl, names, rows = config.crawl, found["fetch_host"].to_pylist(), np.asarray(found["rows"], np.int64)
+    hosts, index = np.unique(np.asarray(names, dtype=np.str_), return_inverse=True)
+    n_documents = np.bincount(index, weights=rows, minlength=len(hosts)).astype(np.int64)
+    pauses = np.array([max(crawl.delay_s, delays_s.get(host, 0.0)) if host else 0.0 for host in hosts], np.float64)
+    limits = per_round(pauses, round_s=crawl.round_s, wave_documents=crawl.wave_documents)
+    first, per_wave = packed(n_documents, limits, wave_documents=crawl.wave_documents)
+    before = np.cumsum(rows) - rows
+    start = before - before[np.searchsorted(index, index)]
+    return pa.table(
+        {
+            "fetch_host": pa.array(names, pa.string()),
+            "part": found["part"],
+            "start": pa.array(start, pa.int64()),
+            "first_wave": pa.array(first[index], pa.int64()),
+            "per_wave": pa.array(per_wave[index], pa.int64()),
+            "domain": pa.array([registrable(host) if host else "" for host in names], pa.string()),
+        }
+    )
+
+
+def stage_moved(
+    spark: SparkSession, lake: Lake, config: Config, run: Run, moved: DataFrame, generation: int
+) -> DataFrame:
+    """The plan of documents whose answers led to other hosts, from rows of `PLANNED`."""
+    from pyspark.sql import functions as F
+
+    rows = moved.select(*PLANNED.names, F.lit("fetch").alias("action"), F.lit(1).cast("long").alias("n"))
+    return stage_waves(spark, lake, config, rows, lake.staging(run.run_id), f"moved-{generation}")[0]
