@@ -98,6 +98,7 @@ class _Crawler:
         self.rules = Rules(self.turns, self.get, settings.max_attempts, settings.backoff_s)
         self.outcomes: asyncio.Queue[Outcome | None] = asyncio.Queue()  # bounded by HELD_BYTES
         self.counted: defaultdict[str, Counted] = defaultdict(Counted)
+        self.domains: set[str] = set()  # that this call owns; a robots.txt may lead to others
 
     def put(self, outcome: Outcome) -> None:
         """Give an outcome to the caller; its bytes are held until it is taken."""
@@ -116,10 +117,9 @@ class _Crawler:
         url = canonical_url(request.url)
         if self.rules.are_known(url):
             return self._one(request, leave)
-        host = self.schedule.host(request.host)
-        self.schedule.gate(host)
-        self.schedule.put_back(host, request)
-        return self.rules.of(url, leave)
+        self.rules.ask(url, leave)  # now: nobody else may begin to in between
+        self.schedule.put_back(self.schedule.host(request.host), request)
+        return self.rules.asked_for(url)
 
     async def _one(self, request: Request, leave: Leave) -> None:
         try:
@@ -167,10 +167,10 @@ class _Crawler:
         now = asyncio.get_running_loop().time()
         if status in (429, 503):
             self.schedule.asked_to_wait(host, failure.wait_s, jitter=random.uniform(0.5, 1.5), now=now)
-        elif status is not None and status < 500:
-            self.schedule.worked(host)
-        elif status is not None or failure.code in NO_ANSWER:
+        elif failure.code in NO_ANSWER or (status is not None and status >= 500):
             self.schedule.failed(host, now)
+        elif status is not None:
+            self.schedule.worked(host)
 
     async def body(self, request: Request, trace: Trace, leave: Leave) -> Body:
         """The bytes a URL leads to, each hop allowed by its own robots.txt.
@@ -316,7 +316,7 @@ class _Crawler:
         """What is to be kept of every host that was asked."""
         wall, now = datetime.now(UTC), asyncio.get_running_loop().time()
         for name, host in self.schedule.hosts.items():
-            if host.requests:
+            if host.requests and registrable(name) in self.domains:
                 known = self.rules.kept.get(name, HostState(host=name))
                 yield state_of(host, self.counted[name], known, wall=wall, now=now)
 
@@ -349,6 +349,7 @@ async def fetch_all(
         crawler = _Crawler(settings, session, wire)
         crawler.restore(known)
         for name, queue in queues.items():
+            crawler.domains.add(registrable(name))
             if settings.is_resumed:
                 crawler.schedule.rest(crawler.schedule.host(name), asyncio.get_running_loop().time())
             crawler.schedule.add(crawler.schedule.host(name), queue, priority=max(r.priority for r in queue))

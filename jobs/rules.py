@@ -52,15 +52,22 @@ class Rules:
         """Whether the rules of a URL's origin are there, or asked for."""
         return url.origin in self._of
 
-    async def of(self, url: Url, leave: Leave) -> Robots | Failure:
-        """The rules of a URL's origin; a failure where they cannot be had, which forbids all.
+    def ask(self, url: Url, leave: Leave) -> None:
+        """Begin to ask for the rules of a URL's origin with this leave; until then its host has no other turn."""
+        self.turns.schedule.gate(self.turns.schedule.host(url.host))
+        self._of[url.origin] = asyncio.create_task(self._fetched(url, leave))
 
-        Until they are there the host is asked for nothing else.
-        """
-        if url.origin not in self._of:
-            self.turns.schedule.gate(self.turns.schedule.host(url.host))
-            self._of[url.origin] = asyncio.create_task(self._fetched(url, leave))
+    async def asked_for(self, url: Url) -> Robots | Failure:
+        """The rules of an origin that are asked for; a failure where they cannot be had, which forbids all."""
         return await asyncio.shield(self._of[url.origin])
+
+    async def of(self, url: Url, leave: Leave) -> Robots | Failure:
+        """The rules of an origin, asked for if they are not yet."""
+        if url.origin not in self._of:
+            self.ask(url, leave)
+        elif not self._of[url.origin].done():
+            self.turns.give_back(leave)  # who asks for them may need this very turn
+        return await self.asked_for(url)
 
     async def cancel(self) -> None:
         """End what is under way."""

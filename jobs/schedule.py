@@ -38,7 +38,7 @@ class Host(Generic[T]):
     bucket_at: float = -math.inf  # when the token bucket would be full
     n_open: int = 0  # exchanges that go on
     n_asking: int = 0  # of these, whose answer has not begun
-    is_gated: bool = False  # nothing but what is under way goes on, until its robots.txt is known
+    n_gates: int = 0  # while there is one, nothing but what is under way goes on: its robots.txt is asked for
     is_offered: bool = False  # it stands in one of the heaps
     closed_until: float | None = None  # left alone until then
     reason: str = ""
@@ -172,11 +172,11 @@ class Schedule(Generic[T]):
 
     def gate(self, host: Host[T]) -> None:
         """Let nothing but what is under way go on."""
-        host.is_gated = True
+        host.n_gates += 1
 
     def open_gate(self, host: Host[T], *, crawl_delay_s: float = 0.0, now: float) -> None:
         """The host's robots.txt is known, or that it cannot be had; the pause that it asks for counts from now."""
-        host.is_gated = False
+        host.n_gates = max(0, host.n_gates - 1)
         if crawl_delay_s > host.delay_s:
             host.delay_s = crawl_delay_s
             host.next_at = max(host.next_at, now + crawl_delay_s)
@@ -220,7 +220,7 @@ class Schedule(Generic[T]):
 
     def _is_willing(self, host: Host[T]) -> bool:
         """Whether the host may be asked but for the time."""
-        if not (host.front or (host.queue and not host.is_gated)) or host.n_open >= self.manners.max_connections:
+        if not (host.front or (host.queue and not host.n_gates)) or host.n_open >= self.manners.max_connections:
             return False
         return not (host.delay_s and host.n_asking)
 

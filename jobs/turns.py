@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -71,21 +72,33 @@ class Turns:
                     task.result()  # what is raised here is not the data's fault
                 if not under_way and not self.schedule.n_queued:
                     return
-                at = self.schedule.next_at()
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._news.wait(), None if at is None else max(0.0, at - clock()))
+                    await asyncio.wait_for(self._news.wait(), self._pause_s(clock()))
         finally:
             for task in under_way:
                 task.cancel()
             await asyncio.gather(*under_way, return_exceptions=True)
+
+    def _pause_s(self, now: float) -> float | None:
+        """How long nothing can happen by itself; what is queued is given up at the deadline, whatever it waits for."""
+        times = [at for at in (self.schedule.next_at(),) if at is not None]
+        if self.schedule.n_queued:
+            times.append(self.schedule.deadline + 0.01)
+        return max(0.0, min(times) - now) if times and math.isfinite(min(times)) else None
+
+    def give_back(self, leave: Leave) -> None:
+        """Let somebody else have a turn that was not used."""
+        if leave.turn is not None:
+            self.schedule.unused(leave.turn)
+            leave.turn = None
+            self._news.set()
 
     def _begun(self, turn: Turn[Item], work: Coroutine[Any, Any, object], leave: Leave) -> asyncio.Task[None]:
         async def doing() -> None:
             try:
                 await work
             finally:
-                if leave.turn is not None:
-                    self.schedule.unused(leave.turn)
+                self.give_back(leave)
                 self._news.set()
 
         return asyncio.create_task(doing())
@@ -93,11 +106,10 @@ class Turns:
     async def turn(self, name: str, leave: Leave) -> Turn[Item]:
         """Leave to make one exchange with a host: the one that the request came with, or its next. Raises Failure."""
         host, granted = self.schedule.host(name), leave.turn
-        leave.turn = None
-        if granted is not None:
-            if granted.host is host:
-                return granted
-            self.schedule.unused(granted)
+        if granted is not None and granted.host is host:
+            leave.turn = None
+            return granted
+        self.give_back(leave)
         waiting: asyncio.Future[Turn[Item]] = asyncio.get_running_loop().create_future()
         self.schedule.again(host, waiting)
         self._news.set()

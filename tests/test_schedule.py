@@ -157,6 +157,19 @@ def test_a_host_is_not_offered_again_where_somebody_else_may_have_asked_it() -> 
 # -- robots.txt ---------------------------------------------------------------------------------------------------
 
 
+def test_a_host_whose_two_origins_ask_for_their_rules_is_gated_until_both_have_them() -> None:
+    s = Schedule[str](Manners(max_connections=2, delay_s=0.0), max_open=9)
+    host = s.host("a")
+    s.gate(host)
+    s.gate(host)
+    s.add(host, ["x"])
+    s.open_gate(host, now=0.0)
+    assert s.take(0.0) is None
+    s.open_gate(host, now=0.0)
+    turn = s.take(0.0)
+    assert turn is not None and turn.item == "x"
+
+
 def test_a_gated_host_gives_turns_to_what_is_under_way_alone() -> None:
     s = schedule(delay_s=0.0, max_connections=5)
     s.add(s.host("a"), ["first", "second"])
