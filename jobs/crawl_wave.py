@@ -158,16 +158,13 @@ def stage_wave(spark: SparkSession, lake: Lake, planned: DataFrame, settings: Se
     from pyspark.sql import functions as F
 
     n_tasks = max(1, spark.sparkContext.defaultParallelism)
+    at_once = F.when(F.col("held_as") == "parquet", ROWS_TOGETHER).otherwise(READ_TOGETHER)
+    member = F.concat_ws(":", "root", F.floor(F.col("offset") / at_once))
+    held = F.when(F.col("offset").isNull(), F.col("doc_id")).otherwise(member)
     rows = planned.select(
         *PLANNED.names,
         F.lit(None).cast(spark_type(_STATE)).alias("state"),
-        F.when(F.col("root").isNull(), F.col("domain"))
-        .otherwise(
-            F.concat_ws(
-                ":", "root", F.floor(F.col("offset") / READ_TOGETHER), F.when(F.col("offset").isNull(), F.col("doc_id"))
-            )
-        )
-        .alias("together"),
+        F.when(F.col("root").isNull(), F.col("domain")).otherwise(held).alias("together"),
     )
     asked = planned.where("root IS NULL").select(F.col("fetch_host").alias("host"), "domain").distinct()
     known = read(spark, lake, HOSTS).join(asked, on="host", how="inner")

@@ -108,7 +108,7 @@ def stage_plan(spark: SparkSession, lake: Lake, config: Config, run: Run) -> tup
         *SIGHTINGS.names,
         *("media_id", "etag", "last_modified", "recrawl_s", F.coalesce("n_gone", F.lit(0)).alias("n_gone")),
         F.col("url").alias("fetch_url"),
-        F.col("host").alias("fetch_host"),
+        F.when(F.col("root").isNull(), F.col("host")).otherwise("").alias("fetch_host"),
         F.lit(0).alias("n_attempts"),
         F.lit(0).alias("n_redirects"),
         action(run, config).alias("action"),
@@ -189,8 +189,9 @@ def hosts_in_waves(found: pa.Table, delays_s: Mapping[str, float], config: Confi
 
     What is held in folders and archives has no host and owes no pause.
     """
-    crawl, names, rows = config.crawl, found["fetch_host"].to_pylist(), np.asarray(found["rows"], np.int64)
-    hosts, index = np.unique(np.asarray(names, dtype=np.str_), return_inverse=True)
+    crawl, rows, encoded = config.crawl, np.asarray(found["rows"], np.int64), found["fetch_host"].dictionary_encode()
+    names = encoded.combine_chunks()  # sorted, so the codes are too
+    hosts, index = names.dictionary.to_pylist(), names.indices.to_numpy()
     n_documents = np.bincount(index, weights=rows, minlength=len(hosts)).astype(np.int64)
     pauses = np.array([max(crawl.delay_s, delays_s.get(host, 0.0)) if host else 0.0 for host in hosts], np.float64)
     limits = per_round(pauses, round_s=crawl.round_s, wave_documents=crawl.wave_documents)
@@ -199,12 +200,12 @@ def hosts_in_waves(found: pa.Table, delays_s: Mapping[str, float], config: Confi
     start = before - before[np.searchsorted(index, index)]
     return pa.table(
         {
-            "fetch_host": pa.array(names, pa.string()),
+            "fetch_host": found["fetch_host"],
             "part": found["part"],
             "start": pa.array(start, pa.int64()),
             "first_wave": pa.array(first[index], pa.int64()),
             "per_wave": pa.array(per_wave[index], pa.int64()),
-            "domain": pa.array([registrable(host) if host else "" for host in names], pa.string()),
+            "domain": pa.array([registrable(host) if host else "" for host in hosts], pa.string()).take(names.indices),
         }
     )
 

@@ -20,7 +20,8 @@ from jobs.turns import Leave, Turns
 from jobs.urls import InvalidUrl, Url, canonical_url
 from schemas.errors import RETRYABLE, ErrorCode
 
-Get = Callable[[Url, Trace, Leave, int, Refuse], Coroutine[Any, Any, Body]]
+ACCEPT = {"Accept": "text/plain, */*;q=0.1"}  # a server that negotiates would answer that it has no picture of it
+Get = Callable[[Url, Trace, Leave, int, Refuse, dict[str, str]], Coroutine[Any, Any, Body]]
 
 
 def backoff_s(first_s: float, n_tried: int) -> float:
@@ -109,7 +110,7 @@ class Rules:
         # Across hosts too, as the RFC asks: the one exchange with a host that another task may be asking.
         for _ in range(MAX_ROBOTS_REDIRECTS + 1):
             trace = Trace()
-            with await self.get(url, trace, leave, MAX_ROBOTS_BYTES, refuse) as body:
+            with await self.get(url, trace, leave, MAX_ROBOTS_BYTES, refuse, ACCEPT) as body:
                 text = body.read()[: MAX_ROBOTS_BYTES + 1]
             if trace.http_status in REDIRECTS:
                 try:

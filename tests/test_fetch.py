@@ -196,6 +196,9 @@ def test_what_robots_txt_forbids_is_never_asked_for_and_it_is_asked_for_once() -
         }
         assert [found[path].attempts[-1].robots for path in ("/a", "/no.jpg")] == ["allowed", "disallowed"]
         assert site.paths().count("/robots.txt") == 1 and "/no.jpg" not in site.paths()
+        accepted = {asked.path: asked.headers["accept"] for asked in site.log}
+        assert "text/plain" in accepted["/robots.txt"] and "image" not in accepted["/robots.txt"]
+        assert accepted["/a"].startswith("image/*")
 
 
 @pytest.mark.parametrize(
