@@ -32,13 +32,26 @@ class Spark(_Section):
 
 class Source(_Section):
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
-    kind: Literal["folder", "urls", "warc", "wat", "webdataset", "table"]
-    uri: str
+    kind: Literal["folder", "urls", "warc", "wat", "webdataset", "table", "site"]
+    uri: str = ""
     priority: int = Field(default=0, ge=-(2**31), lt=2**31)  # higher is fetched first
     archive: str | None = None  # of a table like Common Crawl's index: folder that its names of WARC files start from
 
+    drop_parameters: tuple[str, ...] = ()  # taken out of URLs: names, or how they begin, such as utm_*
+    # Of a site: URLs to enter it by, the hosts to keep to (those of the starts), how many links to follow from a start.
+    start: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
+    depth: int = Field(default=2, ge=0, le=20)
+    sitemaps: bool = True
+    max_pages: int = Field(default=100_000, ge=1)
+
     @model_validator(mode="after")
-    def _archive_is_of_a_table(self) -> Source:
+    def _says_where(self) -> Source:
+        needed, refused = ("start", "uri") if self.kind == "site" else ("uri", "start")
+        if not getattr(self, needed):
+            raise ValueError(f"source {self.name} of kind {self.kind} needs {needed}")
+        if getattr(self, refused):
+            raise ValueError(f"source {self.name} of kind {self.kind} takes {needed}, not {refused}")
         if self.archive is not None and self.kind != "table":
             raise ValueError(f"source {self.name} of kind {self.kind} takes no archive, only a table does")
         return self

@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from jobs.addresses import hosts_without_contact, parse_exemptions
 from jobs.commit import last_transaction
-from jobs.config import Config, ConfigError, Crawl
+from jobs.config import Config, ConfigError, Crawl, Source
+from jobs.crawl_merges import describe, mark_taken_down, merge_found
 from jobs.crawl_wave import (
+    LEADS_ON,
+    STAGED,
     application,
     commit_wave,
-    describe,
-    mark_taken_down,
-    moved,
+    found,
+    led_on,
     stage_wave,
     staged_waves,
     wave_uri,
 )
-from jobs.fetch import Settings
-from jobs.frontier import stage_moved, stage_plan
+from jobs.fetch_settings import Settings
+from jobs.frontier import renumbered, stage_actions, stage_led, stage_plan, within_budgets
 from jobs.lake import Lake, lake_at, read, remove_folder, version
 from jobs.log import told_to_tasks
 from jobs.outcomes import REDIRECTS, Recrawl
 from jobs.packs import Packs, check_store
 from jobs.runs import JobResult, Run
+from jobs.sites import Site
 from jobs.sources import check_source, sightings
 from jobs.takedowns import read_takedowns
+from jobs.urls import canonical_url
 from schemas import DOCUMENTS, FETCHES, MEDIA
+from schemas.table import schema_ddl
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -39,12 +44,25 @@ DAY_S = 86400.0
 # -- checks before Spark ------------------------------------------------------------------------------------------
 
 
+def site_of(source: Source) -> Site:
+    """A source of kind site as the fetcher takes it. Raises InvalidUrl."""
+    return Site(
+        source=source.name,
+        hosts=frozenset(source.hosts) or frozenset(canonical_url(url).host for url in source.start),
+        depth=source.depth,
+        sitemaps=source.sitemaps,
+        priority=source.priority,
+        drop=source.drop_parameters,
+    )
+
+
 def settings_of(crawl: Crawl) -> Settings:
     """The section `crawl` as the fetcher takes it; raises ConfigError."""
     contact = crawl.contact.strip() if crawl.contact else None
     if contact is not None and not (contact.isascii() and contact.isprintable() and ("@" in contact or "/" in contact)):
         raise ConfigError(f"crawl.contact = {crawl.contact!r} is not an e-mail address or URL")
     return Settings(
+        sites={source.name: site_of(source) for source in crawl.sources if source.kind == "site"},
         contact=contact,
         exemptions=parse_exemptions(crawl.allow_addresses),
         max_connections_per_host=crawl.max_connections_per_host,
@@ -157,8 +175,11 @@ def run(spark: SparkSession, lake: Lake, config: Config, run: Run) -> JobResult:
     packs = Packs(
         uri=lake.packs(), partial_uri=f"{lake.staging(run.run_id)}/packs", inline_bytes=config.crawl.inline_bytes
     )
-    for transaction in staged_waves(spark, lake, run):
-        commit_wave(spark, lake, run, transaction)
+    if staged := staged_waves(spark, lake, run):
+        for transaction in staged:
+            commit_wave(spark, lake, run, transaction)
+        uris = [wave_uri(lake, run, transaction) for transaction in staged]
+        merge_found(spark, lake, run, within_budgets(spark, lake, config, found(spark, uris)))
     remove_folder(spark, lake.staging(run.run_id))
     run.check_owned()
     taken_down = read_takedowns(spark, lake)
@@ -169,12 +190,10 @@ def run(spark: SparkSession, lake: Lake, config: Config, run: Run) -> JobResult:
         run.check_owned()
         describe(spark, lake, plan)
     waves, generation = plan, 0
-    while True:
-        uris = fetch_waves(spark, lake, config, run, waves, settings)
-        if not uris:
-            break
+    while uris := fetch_waves(spark, lake, config, run, waves, settings):
         generation += 1
-        waves = stage_moved(spark, lake, config, run, moved(spark, lake, run, uris), generation)
+        run.check_owned()
+        waves = stage_next(spark, lake, config, run, uris, generation)
         for uri in uris:
             remove_folder(spark, uri)
     message, metrics = counted(spark, lake, run, plan, counts)
@@ -184,10 +203,26 @@ def run(spark: SparkSession, lake: Lake, config: Config, run: Run) -> JobResult:
     )
 
 
+def stage_next(
+    spark: SparkSession, lake: Lake, config: Config, run: Run, uris: Sequence[str], generation: int
+) -> DataFrame:
+    """The plan of what committed waves have led to: hosts that other tasks ask, and what pages show and link."""
+    led = stage_led(spark, lake, config, run, led_on(spark, lake, uris), generation)
+    if not any(source.kind == "site" for source in config.crawl.sources):
+        return led
+    seen = within_budgets(spark, lake, config, found(spark, uris))
+    run.check_owned()
+    merge_found(spark, lake, run, seen)
+    plan, counts = stage_actions(spark, lake, config, run, seen, f"found-{generation}")
+    if counts.get("describe"):
+        describe(spark, lake, plan)
+    return led.unionByName(renumbered(plan, led))
+
+
 def fetch_waves(
     spark: SparkSession, lake: Lake, config: Config, run: Run, plan: DataFrame, settings: Settings
 ) -> list[str]:
-    """Fetch and commit a plan, wave by wave; where those waves are staged from which answers led to other hosts."""
+    """Fetch and commit a plan, wave by wave; where those waves are staged whose answers lead to more."""
     from pyspark.sql import functions as F
 
     sizes = plan.where("action = 'fetch'").groupBy("wave").count().orderBy("wave").collect()
@@ -202,13 +237,13 @@ def fetch_waves(
             stage_wave(
                 spark, lake, plan.where((F.col("action") == "fetch") & (F.col("wave") == size["wave"])), settings, uri
             )
-        staged = spark.read.schema("doc_id STRING, moved_to STRING").parquet(uri)
-        n_staged, n_moved = staged.agg(F.count("doc_id"), F.count("moved_to")).collect()[0]
+        staged = spark.read.schema(schema_ddl(STAGED)).parquet(uri)
+        n_staged, n_leading = staged.agg(F.count("doc_id"), F.count_if(F.expr(LEADS_ON))).collect()[0]
         if n_staged != size["count"]:
             raise RuntimeError(f"{n_staged} documents were staged of {size['count']} planned")
         commit_wave(spark, lake, run, transaction)
         n_done += n_staged
-        if n_moved:
+        if n_leading:
             led.append(uri)
         else:
             remove_folder(spark, uri)

@@ -10,33 +10,37 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from jobs.commit import find_commit, last_transaction, log_entries
-from jobs.fetch import Settings, fetch
-from jobs.frontier import DESCRIPTION, PLANNED
+from jobs.crawl_merges import merge_documents, merge_hosts
+from jobs.fetch import fetch
+from jobs.fetch_settings import Settings
+from jobs.frontier import PLANNED
 from jobs.hosts import HostState
 from jobs.lake import Lake, append, concurrency_errors, file_system, read, repeated, version
 from jobs.log import logged
 from jobs.outcomes import Outcome, Request
 from jobs.runs import Run, RunTakenOver
-from jobs.taken_down import NOTHING_TAKEN_DOWN, Takedowns
+from jobs.sites import PAGE, SITEMAP
+from jobs.sources import SIGHTINGS
+from jobs.taken_down import Takedowns
 from jobs.urls import canonical_url, host_bucket
 from schemas import DOCUMENTS, FETCHES, HOSTS, MEDIA
-from schemas.errors import RETRYABLE, Error, ErrorCode, error
-from schemas.table import Table, schema_ddl, spark_type
+from schemas.errors import Error, ErrorCode, error
+from schemas.table import schema_ddl, spark_type
 
 if TYPE_CHECKING:
-    from pyspark.sql import Column, DataFrame, SparkSession
+    from pyspark.sql import DataFrame, SparkSession
 
-_TAKEN_DOWN = pa.schema([("doc_id", pa.string()), ("host_bucket", pa.int32()), ("reason", pa.string())])
 BATCH_BYTES = 4 << 20  # of one Arrow batch to Spark: design, measured fastest for rows of 100 KB
 BATCH_ROWS = 1000
 READ_TOGETHER = 64 << 20  # bytes of an archive that one task reads in a row
 ROWS_TOGETHER = 10_000  # of a table
-MAX_LISTED_BUCKETS = 200  # host buckets written into the MERGE condition; beyond, most files are touched anyway
 
 _HELD = ("content", "pack_uri", "offset", "length", "size_bytes")
 _FACTS = ("mime", "width", "height", "duration_s", "taken_at", "latitude", "longitude", "camera")
 _ATTEMPT = pa.struct([f for f in FETCHES.columns if f.name not in ("doc_id", "run_id", "attempt", "url")])
 _STATE = pa.struct([f for f in HOSTS.columns if f.name not in ("host_bucket", "first_seen_at", "run_id")])
+WAS_LATE = "error.code = 'deferred' AND moved_to IS NULL AND size(attempts) = 0 AND n_redirects = 0"
+LEADS_ON = f"moved_to IS NOT NULL OR size(found) > 0 OR ({WAS_LATE})"
 # What a task is given: the documents of its hosts, and a row without doc_id for each host that is known.
 GIVEN = pa.schema([*PLANNED, pa.field("state", _STATE)])
 # What it gives: a row for each document with its next state, the bytes or where they are if there are any, and all
@@ -48,6 +52,7 @@ STAGED = pa.schema(
         pa.field("is_unchanged", pa.bool_()),
         pa.field("attempts", pa.list_(_ATTEMPT)),
         *(pa.field(name, PLANNED.field(name).type) for name in ("n_attempts", "n_redirects")),
+        pa.field("found", pa.list_(pa.struct([f for f in SIGHTINGS if f.name != "ordinal"]))),
         pa.field("moved_to", pa.string()),
         pa.field("moved_host", pa.string()),
         pa.field("state", _STATE),
@@ -62,6 +67,7 @@ def staged_row(planned: Mapping[str, Any], outcome: Outcome | None, problem: Err
     """The staged row of a planned document; without an `outcome` nothing was asked, for the reason in `problem`."""
     row: dict[str, Any] = {name: planned.get(name) for name in DOCUMENTS.columns.names}
     row |= {"media_id": None, "etag": None, "last_modified": None, "opted_out": False, "attempts": []}
+    row["media_type"] = planned["expects"]  # a page or sitemap, also where it was not had
     row |= {name: planned[name] for name in ("n_gone", "n_attempts", "n_redirects")} | {"is_unchanged": False}
     if outcome is None:
         is_opt_out = problem is not None and problem["code"] == ErrorCode.OPTED_OUT
@@ -69,7 +75,7 @@ def staged_row(planned: Mapping[str, Any], outcome: Outcome | None, problem: Err
     is_file = planned["root"] is not None
     last = outcome.attempts[-1] if outcome.attempts else None
     return row | {
-        "media_type": outcome.facts.media_type if outcome.held is not None else None,
+        "media_type": outcome.facts.media_type if outcome.held is not None else planned["expects"],
         "media_id": outcome.held and outcome.held.media_id,
         "etag": planned["version"] if is_file else last and last.etag,
         "last_modified": planned["changed_at"] if is_file else last and last.last_modified,
@@ -84,6 +90,7 @@ def staged_row(planned: Mapping[str, Any], outcome: Outcome | None, problem: Err
         "is_unchanged": outcome.is_unchanged,
         "attempts": [asdict(attempt) for attempt in outcome.attempts],
         "n_redirects": outcome.request.n_redirects,
+        "found": None if outcome.found is None else [vars(one) for one in outcome.found],
         "moved_to": outcome.moved_to,
         "moved_host": canonical_url(outcome.moved_to).host if outcome.moved_to is not None else None,
     }
@@ -188,9 +195,9 @@ def commit_wave(spark: SparkSession, lake: Lake, run: Run, transaction: int) -> 
     run.check_owned()
     _append_fetches(spark, lake, run, staged, transaction)
     run.check_owned()
-    _merge_documents(spark, lake, staged.where("doc_id IS NOT NULL"))
+    merge_documents(spark, lake, staged.where("doc_id IS NOT NULL"))
     run.check_owned()
-    _merge_hosts(spark, lake, run, staged)
+    merge_hosts(spark, lake, run, staged)
 
 
 def new_media(staged: DataFrame, media: DataFrame) -> DataFrame:
@@ -233,87 +240,43 @@ def _append_fetches(spark: SparkSession, lake: Lake, run: Run, staged: DataFrame
         raise RunTakenOver(f"wave {transaction} of run {run.run_id} was committed by another attempt; this one stops")
 
 
-def _merge_documents(spark: SparkSession, lake: Lake, staged: DataFrame) -> None:
-    source = staged.select(*DOCUMENTS.columns.names, "is_unchanged")
-    codes = ", ".join(f"'{code}'" for code in sorted(RETRYABLE))
-    times: dict[str, str | Column] = {
-        "fetched_at": "coalesce(s.fetched_at, t.fetched_at)",
-        "next_fetch_at": "s.next_fetch_at",
-        "n_gone": "s.n_gone",
-    }
-    same: dict[str, str | Column] = {
-        "etag": "coalesce(s.etag, t.etag)",
-        "last_modified": "coalesce(s.last_modified, t.last_modified)",
-        "recrawl_s": "s.recrawl_s",
-        "error": "s.error",
-    }
-    state: dict[str, str | Column] = {
-        name: f"s.{name}" for name in DOCUMENTS.columns.names if name not in ("doc_id", "host_bucket")
-    }
+def led_on(spark: SparkSession, lake: Lake, uris: Iterable[str]) -> DataFrame:
+    """The documents of staged waves that are to be asked for again in this run, as rows of `PLANNED`.
 
-    def clauses(merge: Any) -> Any:
-        # A wave committed late does not undo what another run has seen since; what was obtained before outlives an
-        # error that will be tried again, and a page that is gone until it has been so a few times.
-        is_newer = "coalesce(s.fetched_at >= t.fetched_at, true)"
-        will_be_tried = f"(s.error.code IN ({codes}) OR (s.error.code = 'not_found' AND s.next_fetch_at IS NOT NULL))"
-        unchanged = merge.whenMatchedUpdate(
-            condition=f"{is_newer} AND s.is_unchanged", set=_description() | times | same
-        )
-        keeps = f"{is_newer} AND {will_be_tried} AND t.media_id IS NOT NULL"
-        kept = unchanged.whenMatchedUpdate(condition=keeps, set=_description() | times)
-        replaced = kept.whenMatchedUpdate(condition=is_newer, set=state | _description() | times)
-        return replaced.whenNotMatchedInsert(values={name: f"s.{name}" for name in DOCUMENTS.columns.names})
-
-    _merge(spark, lake, DOCUMENTS, "doc_id", source, clauses)
-
-
-def _merge_hosts(spark: SparkSession, lake: Lake, run: Run, staged: DataFrame) -> None:
-    """Write what tasks found out about hosts; a wave that is committed twice counts their requests once."""
+    Their answers led to hosts that other tasks ask, or their turn did not come in the round, though their host was
+    asked for others: the next round brings it nearer.
+    """
     from pyspark.sql import functions as F
 
-    found = staged.where("state IS NOT NULL").select("host_bucket", "state.*").cache()
-    added = ("requests", "errors", "bytes", "wait_s", "busy_s")
-    kept = [
-        name for name in HOSTS.columns.names if name not in ("host", "host_bucket", "first_seen_at", "run_id", *added)
-    ]
-    robots = [name for name in kept if name.startswith("robots") or name == "crawl_delay_s"]
-    set_: dict[str, str | Column] = {name: f"s.{name}" for name in kept}
-    set_ |= {name: f"IF(s.robots_at IS NULL, t.{name}, s.{name})" for name in robots}
-    set_ |= {name: f"t.{name} + s.{name}" for name in added} | {"run_id": F.lit(run.run_id)}
-    new: dict[str, str | Column] = {name: f"s.{name}" for name in HOSTS.columns.names if name != "run_id"}
-    new |= {"first_seen_at": "coalesce(s.last_asked_at, current_timestamp())", "run_id": F.lit(run.run_id)}
-
-    def clauses(merge: Any) -> Any:
-        is_newer = "t.last_asked_at IS NULL OR s.last_asked_at > t.last_asked_at"
-        return merge.whenMatchedUpdate(condition=is_newer, set=set_).whenNotMatchedInsert(values=new)
-
-    try:
-        if not found.isEmpty():
-            _merge(spark, lake, HOSTS, "host", found, clauses)
-    finally:
-        found.unpersist()
-
-
-def moved(spark: SparkSession, lake: Lake, run: Run, uris: Iterable[str]) -> DataFrame:
-    """The documents of staged waves whose answers led to hosts that other tasks ask, as rows of `PLANNED`."""
-    from pyspark.sql import functions as F
-
-    rows = spark.read.schema(schema_ddl(STAGED)).parquet(*uris).where("moved_to IS NOT NULL")
+    staged = spark.read.schema(schema_ddl(STAGED)).parquet(*uris)
     attempts = (F.col("n_attempts") + F.size("attempts")).cast("int").alias("n_attempts")
-    led = rows.select(
-        "doc_id", F.col("moved_to").alias("fetch_url"), F.col("moved_host").alias("fetch_host"), attempts, "n_redirects"
-    )
+    where = (F.col("moved_to").alias("fetch_url"), F.col("moved_host").alias("fetch_host"))
+    moved = staged.where("moved_to IS NOT NULL").select("doc_id", *where, attempts, "n_redirects")
+    asked = staged.where("state.requests > 0").select(F.col("state.host").alias("host")).distinct()
+    late = staged.where(f"{WAS_LATE} AND next_fetch_at <= current_timestamp()").join(asked, on="host", how="left_semi")
+    here = (F.col("url").alias("fetch_url"), F.col("host").alias("fetch_host"))
+    led = moved.unionByName(late.select("doc_id", *here, attempts, "n_redirects"))
     known = read(spark, lake, DOCUMENTS).join(F.broadcast(led), on="doc_id", how="inner")
-    given = {name for name in PLANNED.names if name in known.columns}
-    missing = {"ordinal": F.lit(0), "priority": F.lit(0), "opted_out": F.lit(False)}
+    expects = F.when(F.col("media_type").isin(PAGE, SITEMAP), F.col("media_type"))
+    given = {"ordinal": F.lit(0), "priority": F.lit(0), "expects": expects}
     return known.select(
         *(
-            F.col(field.name)
-            if field.name in given
-            else missing.get(field.name, F.lit(None)).cast(spark_type(field.type)).alias(field.name)
+            given.get(field.name, F.col(field.name) if field.name in known.columns else F.lit(None))
+            .cast(spark_type(field.type))
+            .alias(field.name)
             for field in PLANNED
         )
     )
+
+
+def found(spark: SparkSession, uris: Iterable[str]) -> DataFrame:
+    """What the pages and sitemaps of staged waves lead to, as rows of `SIGHTINGS`, each document once."""
+    from pyspark.sql import functions as F
+
+    rows = spark.read.schema(schema_ddl(STAGED)).parquet(*uris).select(F.explode("found").alias("one")).select("one.*")
+    one = F.min_by(F.struct(*rows.columns), F.coalesce("depth", F.lit(0))).alias("one")
+    rows = rows.groupBy("doc_id").agg(one).select("one.*")
+    return rows.withColumn("ordinal", F.monotonically_increasing_id()).select(*SIGHTINGS.names)
 
 
 def staged_waves(spark: SparkSession, lake: Lake, run: Run) -> list[int]:
@@ -322,63 +285,3 @@ def staged_waves(spark: SparkSession, lake: Lake, run: Run) -> list[int]:
     names = [status.getPath().getName() for status in fs.listStatus(root)] if fs.exists(root) else []
     waves = sorted(int(name.partition("=")[2]) for name in names if name.startswith("wave="))
     return [wave for wave in waves if fs.exists(file_system(spark, f"{wave_uri(lake, run, wave)}/_SUCCESS")[1])]
-
-
-# -- merges -----------------------------------------------------------------------------------------------------------
-
-
-def describe(spark: SparkSession, lake: Lake, plan: DataFrame) -> None:
-    """Write what sightings newly say of documents that are not fetched."""
-    source = plan.where("action = 'describe'").select("doc_id", "host_bucket", "source", *DESCRIPTION)
-    _merge(spark, lake, DOCUMENTS, "doc_id", source, lambda merge: merge.whenMatchedUpdate(set=_description()))
-
-
-def _description() -> dict[str, str | Column]:
-    return {"source": "s.source", **{name: f"coalesce(s.{name}, t.{name})" for name in DESCRIPTION}}
-
-
-def _merge(spark: SparkSession, lake: Lake, table: Table, key: str, source: DataFrame, clauses: Any) -> None:
-    from delta.tables import DeltaTable
-
-    buckets = sorted(row["host_bucket"] for row in source.select("host_bucket").distinct().collect())
-    condition = f"t.{key} = s.{key} AND t.host_bucket = s.host_bucket"
-    if len(buckets) <= MAX_LISTED_BUCKETS:
-        condition += f" AND t.host_bucket IN ({', '.join(map(str, buckets)) or 'NULL'})"
-    target = DeltaTable.forPath(spark, lake.table(table)).alias("t")
-    repeated(lambda: clauses(target.merge(source.alias("s"), condition)).execute())
-
-
-def taken_down_batches(batches: Iterable[pa.RecordBatch], taken_down: Takedowns) -> Iterator[pa.RecordBatch]:
-    """Of batches of (doc_id, host_bucket, host, media_id) those that are taken down, with the reason."""
-    for batch in batches:
-        rows = []
-        for row in batch.to_pylist():
-            reason = taken_down.of_url(row["doc_id"], row["host"]) or taken_down.of_hash(row["media_id"] or "")
-            if reason is not None:
-                if row["media_id"] is not None:  # the only word of which bytes are to be removed
-                    reason = f"{reason}; it was media {row['media_id']}"
-                rows.append({"doc_id": row["doc_id"], "host_bucket": row["host_bucket"], "reason": reason})
-        yield pa.RecordBatch.from_pylist(rows, schema=_TAKEN_DOWN)
-
-
-def mark_taken_down(spark: SparkSession, lake: Lake, taken_down: Takedowns) -> int:
-    """Mark what the lake knows and must not have any more; how many documents there were."""
-    from pyspark.sql import functions as F
-
-    if taken_down == NOTHING_TAKEN_DOWN:
-        return 0
-    known = read(spark, lake, DOCUMENTS).where("NOT error.code <=> 'taken_down'")
-    found = known.select("doc_id", "host_bucket", "host", "media_id").mapInArrow(
-        lambda batches: taken_down_batches(batches, taken_down), schema_ddl(_TAKEN_DOWN)
-    )
-    found = found.cache()
-    try:
-        n_found = found.count()
-        gone = {name: F.lit(None) for name in ("media_type", "media_id", "etag", "last_modified", "next_fetch_at")}
-        marked: dict[str, str | Column] = dict(gone)
-        marked["error"] = "named_struct('stage', 'fetch', 'code', 'taken_down', 'detail', substr(s.reason, 1, 200))"
-        if n_found:
-            _merge(spark, lake, DOCUMENTS, "doc_id", found, lambda merge: merge.whenMatchedUpdate(set=marked))
-        return n_found
-    finally:
-        found.unpersist()

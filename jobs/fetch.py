@@ -6,22 +6,21 @@ import asyncio
 import random
 from collections import defaultdict, deque
 from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
 import aiohttp
 
-from jobs.addresses import Exemptions
 from jobs.exchange import Exchanges, Refuse, Wire, opened_session, refused_literal
+from jobs.fetch_settings import Settings
 from jobs.hosts import Counted, HostState, restore, state_of
 from jobs.outcomes import (
     REDIRECTS,
     Attempt,
     Failure,
     Outcome,
-    Recrawl,
     Request,
     Trace,
     finished,
@@ -31,42 +30,19 @@ from jobs.outcomes import (
     status_code,
     status_failure,
 )
-from jobs.packs import Body, Packs, StorageFailed
-from jobs.robots import DEFAULT_OPT_OUTS, opts_out
+from jobs.packs import Body, StorageFailed
+from jobs.robots import opts_out
 from jobs.rules import Rules, backoff_s
 from jobs.schedule import Host, Manners, Schedule
-from jobs.taken_down import NOTHING_TAKEN_DOWN, Takedowns
+from jobs.sites import MAX_BYTES, Answer, is_text, leads_to
+from jobs.sources import Sighting
 from jobs.turns import Item, Leave, Turns
 from jobs.urls import InvalidUrl, Url, canonical_url, doc_id, registrable
 from schemas.errors import RETRYABLE, ErrorCode, error
 
 N_FILE_READERS = 4  # hides the latency of an object store
+PAGE_TYPES = "text/html, application/xhtml+xml, application/xml, */*;q=0.1"
 NO_ANSWER = frozenset({ErrorCode.DNS_FAILURE, ErrorCode.CONNECTION_FAILED, ErrorCode.TIMEOUT})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How to fetch; the fields of the configuration's section `crawl`, checked."""
-
-    contact: str | None  # None: nothing but the exemptions may be dialled
-    exemptions: Exemptions
-    max_connections_per_host: int
-    delay_s: float
-    connect_timeout_s: float
-    timeout_s: float
-    max_bytes: int
-    max_redirects: int
-    max_attempts: int
-    rate_per_minute: float | None = None
-    burst: int = 10
-    backoff_s: float = 1.0  # before the second attempt; doubled for each further one, times 0.5 to 1.5 at random
-    round_s: float = 600.0  # of one call of `fetch`: no request begins later, and what is left is deferred
-    n_connections: int = 64  # of one call of `fetch`, over all hosts
-    opt_outs: frozenset[str] = DEFAULT_OPT_OUTS
-    recrawl: Recrawl = Recrawl()  # noqa: RUF009  # frozen
-    taken_down: Takedowns = NOTHING_TAKEN_DOWN
-    is_resumed: bool = False  # an attempt before may have asked any host just now
-    packs: Packs | None = None  # where large bodies go; None: all are kept in memory
 
 
 class _Moved(Exception):
@@ -78,6 +54,10 @@ class _Moved(Exception):
 
 class _Unchanged(Exception):
     """The server says that what is known is what it has."""
+
+
+def too_large(what: str, max_bytes: int) -> Failure:
+    return Failure(ErrorCode.TOO_LARGE, f"{what} exceeds {max_bytes} bytes")
 
 
 class _Crawler:
@@ -178,7 +158,10 @@ class _Crawler:
         Raises Failure, StorageFailed, _Moved, _Unchanged.
         """
         conditions = {"If-None-Match": request.etag, "If-Modified-Since": request.last_modified}
-        headers = {name: value for name, value in conditions.items() if value and request.media_id}
+        is_known = request.media_id is not None or request.expects is not None
+        headers = {name: value for name, value in conditions.items() if value and is_known}
+        max_bytes = min(self.settings.max_bytes, MAX_BYTES.get(request.expects or "", self.settings.max_bytes))
+        accept = {"Accept": PAGE_TYPES} if request.expects is not None else {}
 
         def refuse(response: aiohttp.ClientResponse) -> Failure | None:
             header = opts_out(
@@ -193,8 +176,8 @@ class _Crawler:
                 return None
             if status_code(response.status) is not None:
                 return status_failure(response)
-            if (response.content_length or 0) > self.settings.max_bytes and response.status not in REDIRECTS:
-                return self._too_large(f"Content-Length {response.content_length}")
+            if (response.content_length or 0) > max_bytes and response.status not in REDIRECTS:
+                return too_large(f"Content-Length {response.content_length}", max_bytes)
             return None
 
         url = canonical_url(request.url)
@@ -207,14 +190,14 @@ class _Crawler:
                 trace.robots = "disallowed"
                 raise Failure(ErrorCode.ROBOTS_DISALLOWED, f"robots.txt of {url.origin}")
             trace.robots = rules.decision
-            body = await self.get(url, trace, leave, self.settings.max_bytes, refuse, headers or None)
+            body = await self.get(url, trace, leave, max_bytes, refuse, headers | accept)
             if trace.http_status == 304:
                 body.close()
                 raise _Unchanged
             if trace.http_status not in REDIRECTS:
-                if body.size_bytes > self.settings.max_bytes:
+                if body.size_bytes > max_bytes:
                     body.close()
-                    raise self._too_large("the body")
+                    raise too_large("the body", max_bytes)
                 return body
             try:
                 url = canonical_url(trace.headers.get("location", ""), url.href)
@@ -227,9 +210,6 @@ class _Crawler:
             if registrable(url.host) != registrable(request.host) and n_redirects < self.settings.max_redirects:
                 raise _Moved(url, n_redirects + 1)
         raise Failure(ErrorCode.REDIRECT_REFUSED, f"more than {self.settings.max_redirects} redirects")
-
-    def _too_large(self, what: str) -> Failure:
-        return Failure(ErrorCode.TOO_LARGE, f"{what} exceeds {self.settings.max_bytes} bytes")
 
     async def document(self, request: Request, leave: Leave) -> Outcome:
         """The outcome of one request over HTTP, with as many attempts as its errors are worth."""
@@ -270,13 +250,30 @@ class _Crawler:
     ) -> Outcome:
         with body:
             facts, unusable = judge_body(body)
-            held = None
-            if unusable is None and (reason := self.settings.taken_down.of_hash(body.media_id)) is not None:
+            held, found = None, None
+            declared = trace.headers.get("content-type", "")
+            if request.expects is not None and facts.media_type is None and is_text(facts.mime, declared):
+                unusable = None
+                found = await asyncio.to_thread(self._leads_to, request, trace, body)
+            elif unusable is None and (reason := self.settings.taken_down.of_hash(body.media_id)) is not None:
                 unusable = error(ErrorCode.TAKEN_DOWN, reason)
             attempts.append(trace.attempt(started_at, unusable))
-            if unusable is None:  # a large body is copied, which other documents do not wait for
+            if unusable is None and found is None:  # a large body is copied, which other documents do not wait for
                 held = await asyncio.to_thread(body.held) if body.is_large else body.held()
-        return finished(request, attempts, unusable, recrawl=self.settings.recrawl, held=held, facts=facts)
+        recrawl = self.settings.recrawl
+        return finished(request, attempts, unusable, recrawl=recrawl, held=held, facts=facts, found=found)
+
+    def _leads_to(self, request: Request, trace: Trace, body: Body) -> tuple[Sighting, ...]:
+        site, url = self.settings.sites.get(request.source), trace.final_url or request.url
+        if site is None:  # its source is no longer configured
+            return ()
+        answer = Answer(
+            body=body.read(),
+            url=url,
+            content_type=trace.headers.get("content-type"),
+            sitemaps=self.rules.sitemaps(canonical_url(url)),
+        )
+        return tuple(leads_to(site, request.expects, answer, depth=request.depth or 0, opt_outs=self.settings.opt_outs))
 
     # -- files ----------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -14,11 +14,12 @@ import pyarrow.compute
 from jobs.config import Config
 from jobs.lake import Lake, read, remove_folder
 from jobs.runs import Run
+from jobs.sites import PAGE, SITEMAP
 from jobs.sources import ROWS_PER_BATCH, SIGHTINGS, Part, SourceError, part_sightings, source_parts
 from jobs.urls import registrable
 from jobs.waves import packed, per_round
 from schemas import DOCUMENTS, HOSTS
-from schemas.table import schema_ddl
+from schemas.table import schema_ddl, spark_type
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 # What a sighting says of a document; a later one that does not say it leaves what is known.
 DESCRIPTION = ("page_url", "page_title", "caption", "license")
 PART_ORDINALS = 100_000  # of what is held in folders and archives, numbered by one task: one cannot number a billion
+DUE_ORDINAL = 1 << 62  # of what is due of sites: after all that sources show
 PART_SHIFT = 40  # an ordinal is the number of the source's part and the place in it
 # What is known of a document when it is fetched, and where: a redirect may have led to another host.
 KNOWN = pa.schema(
@@ -82,18 +84,44 @@ def stage_sightings(spark: SparkSession, config: Config, uri: str) -> DataFrame:
 
 
 def stage_plan(spark: SparkSession, lake: Lake, config: Config, run: Run) -> tuple[DataFrame, dict[str, int]]:
-    """All sightings, each document once, with what to do about it; and how many rows there are of each kind.
+    """The plan of all sightings of the sources, and of what is due of the sites among them; see `stage_actions`."""
+    seen = stage_sightings(spark, config, f"{lake.staging(run.run_id)}/sightings")
+    sites = [source.name for source in config.crawl.sources if source.kind == "site"]
+    if sites:
+        seen = seen.unionByName(due_of_sites(spark, lake, run, sites))
+    return stage_actions(spark, lake, config, run, seen, "plan")
+
+
+def due_of_sites(spark: SparkSession, lake: Lake, run: Run, sites: Sequence[str]) -> DataFrame:
+    """What is known of sites and due, as sightings: an unchanged page does not tell again what it leads to."""
+    from pyspark.sql import functions as F
+
+    documents = read(spark, lake, DOCUMENTS).where(F.col("source").isin(list(sites)))
+    due = documents.where(F.col("next_fetch_at") <= F.lit(run.started))
+    expects = F.when(F.col("media_type").isin(PAGE, SITEMAP), F.col("media_type"))
+    given = {"ordinal": F.lit(DUE_ORDINAL), "priority": F.lit(0), "expects": expects}
+    return due.select(
+        *(
+            given.get(field.name, F.col(field.name) if field.name in due.columns else F.lit(None))
+            .cast(spark_type(field.type))
+            .alias(field.name)
+            for field in SIGHTINGS
+        )
+    )
+
+
+def stage_actions(
+    spark: SparkSession, lake: Lake, config: Config, run: Run, seen: DataFrame, name: str
+) -> tuple[DataFrame, dict[str, int]]:
+    """Sightings, each document once, with what to do about it; and how many rows there are of each kind.
 
     `action` is `fetch` (new, due or changed), `describe` (only what is said about it changed) or `nothing`, and
     `wave` numbers the waves of what is fetched. Documents this run already fetched are not due again.
     """
     from pyspark.sql import functions as F
 
-    staging = lake.staging(run.run_id)
-    seen = stage_sightings(spark, config, f"{staging}/sightings")
-    first = seen.groupBy("doc_id").agg(
-        F.min_by(F.struct(*SIGHTINGS.names), "ordinal").alias("s"), F.count("*").alias("n")
-    )
+    one = F.min_by(F.struct(*SIGHTINGS.names), "ordinal").alias("s")
+    first = seen.groupBy("doc_id").agg(one, F.count("*").alias("n"))
     known = read(spark, lake, DOCUMENTS).select(
         "doc_id",
         "host_bucket",
@@ -114,8 +142,7 @@ def stage_plan(spark: SparkSession, lake: Lake, config: Config, run: Run) -> tup
         action(run, config).alias("action"),
         "n",
     )
-    plan, counts = stage_waves(spark, lake, config, actions, staging, "plan")
-    return plan, counts
+    return stage_waves(spark, lake, config, actions, lake.staging(run.run_id), name)
 
 
 def action(run: Run, config: Config) -> Column:
@@ -210,11 +237,35 @@ def hosts_in_waves(found: pa.Table, delays_s: Mapping[str, float], config: Confi
     )
 
 
-def stage_moved(
-    spark: SparkSession, lake: Lake, config: Config, run: Run, moved: DataFrame, generation: int
-) -> DataFrame:
-    """The plan of documents whose answers led to other hosts, from rows of `PLANNED`."""
+def stage_led(spark: SparkSession, lake: Lake, config: Config, run: Run, led: DataFrame, generation: int) -> DataFrame:
+    """The plan of documents that are to be asked for again in this run, from rows of `PLANNED`."""
     from pyspark.sql import functions as F
 
-    rows = moved.select(*PLANNED.names, F.lit("fetch").alias("action"), F.lit(1).cast("long").alias("n"))
-    return stage_waves(spark, lake, config, rows, lake.staging(run.run_id), f"moved-{generation}")[0]
+    rows = led.select(*PLANNED.names, F.lit("fetch").alias("action"), F.lit(1).cast("long").alias("n"))
+    return stage_waves(spark, lake, config, rows, lake.staging(run.run_id), f"led-{generation}")[0]
+
+
+def within_budgets(spark: SparkSession, lake: Lake, config: Config, seen: DataFrame) -> DataFrame:
+    """Sightings without the pages above `max_pages` of their site: what a trap for crawlers makes up has an end."""
+    from pyspark.sql import Window
+    from pyspark.sql import functions as F
+
+    budgets = [(source.name, source.max_pages) for source in config.crawl.sources if source.kind == "site"]
+    if not budgets:
+        return seen
+    known = read(spark, lake, DOCUMENTS).where("depth IS NOT NULL")
+    n_known = known.groupBy("source").agg(F.count("*").alias("n_known"))
+    left = spark.createDataFrame(budgets, "source STRING, max_pages BIGINT").join(n_known, on="source", how="left")
+    left = left.select("source", (F.col("max_pages") - F.coalesce("n_known", F.lit(0))).alias("n_left"))
+    pages = seen.where("depth IS NOT NULL").join(known.select("doc_id"), on="doc_id", how="left_anti")
+    place = F.row_number().over(Window.partitionBy("source").orderBy("depth", "ordinal"))
+    too_many = pages.withColumn("place", place).join(left, on="source", how="inner").where("place > n_left")
+    return seen.join(too_many.select("doc_id"), on="doc_id", how="left_anti")
+
+
+def renumbered(plan: DataFrame, after: DataFrame) -> DataFrame:
+    """A plan whose waves come after those of another."""
+    from pyspark.sql import functions as F
+
+    last = after.agg(F.max("wave")).collect()[0][0]
+    return plan if last is None else plan.withColumn("wave", F.col("wave") + last + 1)

@@ -48,7 +48,8 @@ class Counted:
 def restore(schedule: Schedule[Any], state: HostState, *, wall: datetime, now: float) -> None:
     """Give a schedule what was known of a host; `wall` and `now` are the same moment on both clocks.
 
-    A host that was left alone and may be asked again gets one attempt: without an answer it is left alone for longer.
+    A host that was left alone and may be asked again in this round gets one attempt: without an answer it is left alone
+    for longer.
     """
     host: Host[Any] = schedule.host(state.host)
 
@@ -62,10 +63,11 @@ def restore(schedule: Schedule[Any], state: HostState, *, wall: datetime, now: f
     next_at, closed_until = clock(state.next_ok_at), clock(state.closed_until)
     if next_at is not None:
         host.next_at = max(host.next_at, next_at)
-    if closed_until is not None and closed_until > now:
+    if closed_until is not None and closed_until > schedule.deadline:
         host.closed_until, host.reason = closed_until, state.closed_reason or ""
     elif closed_until is not None:
         host.n_failures = min(state.n_failures, HOST_FAILURES - 1)
+        host.next_at = max(host.next_at, closed_until)
 
 
 def state_of(host: Host[Any], counted: Counted, known: HostState, *, wall: datetime, now: float) -> HostState:

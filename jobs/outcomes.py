@@ -15,7 +15,7 @@ from featurizers.probe import MediaFacts, probe
 from jobs.addresses import BlockedAddress, Dialled
 from jobs.archives import BrokenMember, Member, open_member
 from jobs.packs import COPY_BYTES, Body, Held, Packs
-from jobs.sources import SourceError, open_file
+from jobs.sources import Sighting, SourceError, open_file
 from jobs.taken_down import NOTHING_TAKEN_DOWN, Takedowns
 from schemas.errors import RETRYABLE, Error, ErrorCode, error
 
@@ -38,6 +38,9 @@ class Request:
     offset: int | None = None  # in the archive
     length: int | None = None
     priority: int = 0
+    source: str = ""
+    expects: str | None = None  # page or sitemap; None for a picture or video
+    depth: int | None = None
     # What is known of the document: what was obtained, and how it was told apart from what is newer.
     media_id: str | None = None
     etag: str | None = None
@@ -85,7 +88,7 @@ class Attempt:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of one request: one of `held`, `error` and `is_unchanged` says it."""
+    """What became of one request: one of `held`, `found`, `error` and `is_unchanged` says it."""
 
     request: Request
     attempts: tuple[Attempt, ...]  # empty where the host was left alone
@@ -97,6 +100,7 @@ class Outcome:
     is_unchanged: bool = False  # the server says that what is known is what it has
     recrawl_s: float | None = None  # between this fetch and the next one planned
     n_gone: int = 0
+    found: tuple[Sighting, ...] | None = None  # what a page or sitemap leads to
     moved_to: str | None = None  # URL on a host that another task asks, where the last answer led
 
     @property
@@ -234,6 +238,7 @@ def finished(
     told: datetime | None = None,
     opted_out: bool = False,
     is_unchanged: bool = False,
+    found: tuple[Sighting, ...] | None = None,
     moved_to: str | None = None,
 ) -> Outcome:
     """The outcome of a request after its last attempt; `told` is when its host said that it may be asked again."""
@@ -242,8 +247,8 @@ def finished(
     n_gone = request.n_gone + 1 if is_gone else 0 if problem is None else request.n_gone
     recrawl_s = request.recrawl_s
     if problem is None:
-        is_changed = not is_unchanged and held is not None and held.media_id != request.media_id
-        recrawl_s = recrawl.next_s(request.recrawl_s if request.media_id else None, is_changed=is_changed)
+        is_changed = not is_unchanged and (held is None or held.media_id != request.media_id)
+        recrawl_s = recrawl.next_s(request.recrawl_s, is_changed=is_changed)
     at = next_fetch(problem, request, recrawl, recrawl_s=recrawl_s, n_gone=n_gone, now=now)
     return Outcome(
         request=request,
@@ -256,6 +261,7 @@ def finished(
         is_unchanged=is_unchanged,
         recrawl_s=recrawl_s,
         n_gone=n_gone,
+        found=found,
         moved_to=moved_to,
     )
 

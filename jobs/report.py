@@ -15,12 +15,14 @@ from urllib.parse import unquote
 from jobs.check import reports_folder
 from jobs.config import Config, Prices
 from jobs.contact_sheet import chosen_frames, within_budget
+from jobs.crawl_report import CrawlReport, crawl_report
 from jobs.dollars import cost_lines, cost_usd_per_million, paid, prices_said
 from jobs.lake import Lake, read
 from jobs.metrics import Histogram, RunMetrics, bucket_ms, measure, quality
 from jobs.progress import readable_usd
 from jobs.runs import code_version, run_rows
 from jobs.stage_times import times_of, verdict
+from jobs.tables import readable_bytes
 from schemas import DOCUMENTS, FEATURES, FETCHES, FRAMES, MEDIA, MENTIONS
 from schemas.errors import stage_of
 
@@ -106,6 +108,7 @@ class Report:
     pictures: Sequence[Picture] = ()
     videos: Sequence[Video] = ()
     errors: Sequence[ErrorCount] = ()
+    crawl: CrawlReport | None = None
     gates: Sequence[Mapping[str, Any]] = ()
     runs: Sequence[Mapping[str, Any]] = ()
     versions: Mapping[str, str] = field(default_factory=dict)  # what made it: code, Spark, Python
@@ -142,6 +145,7 @@ def render(report: Report) -> str:
     environment.filters["duration"] = duration
     environment.filters["file_name"] = file_name
     environment.filters["usd"] = readable_usd
+    environment.filters["bytes"] = readable_bytes
     metrics = report.metrics
     stages = {"fetch": metrics.fetch_ms.get(""), "decode": metrics.decode_ms.get("")}
     stages |= {f"infer {name}": h for name, h in metrics.infer_ms.items()} | {"document": metrics.document_ms.get("")}
@@ -348,6 +352,7 @@ def collect(
             for key, p in videos.items()
         ],
         errors=_errors(tables, run_ids),
+        crawl=crawl_report(tables, run_ids, delay_s=config.crawl.delay_s),
         gates=outcomes,
         runs=runs,
         versions={"lakelens": code_version(), "Spark": spark.version, "Python": platform.python_version()},

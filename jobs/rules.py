@@ -53,6 +53,13 @@ class Rules:
         """Whether the rules of a URL's origin are there, or asked for."""
         return url.origin in self._of
 
+    def sitemaps(self, url: Url) -> tuple[str, ...]:
+        """The sitemaps that the robots.txt of a URL's origin names, or where most sites have theirs."""
+        known = self._of.get(url.origin)
+        rules = known.result() if known is not None and known.done() and not known.cancelled() else None
+        named = rules.sitemaps if isinstance(rules, Robots) else ()
+        return named or (canonical_url("/sitemap.xml", url.href).href,)
+
     def ask(self, url: Url, leave: Leave) -> None:
         """Begin to ask for the rules of a URL's origin with this leave; until then its host has no other turn."""
         self.turns.schedule.gate(self.turns.schedule.host(url.host))

@@ -67,6 +67,8 @@ class Sighting:
     length: int | None = None  # in bytes, of a WARC record as it is stored; None for a file and a row
     priority: int = 0  # higher is fetched first
     opted_out: bool = False  # the page that shows it refuses its use: it is not fetched
+    expects: str | None = None  # page or sitemap; None for a picture or video
+    depth: int | None = None  # of a page, links from where its site is entered
 
 
 _TYPES = {  # of what is not text
@@ -75,6 +77,7 @@ _TYPES = {  # of what is not text
     "length": pa.int64(),
     "priority": pa.int32(),
     "opted_out": pa.bool_(),
+    "depth": pa.int32(),
 }
 SIGHTINGS = pa.schema(
     [
@@ -93,6 +96,7 @@ class Part:
     uri: str
     priority: int = 0
     archive: str | None = None
+    drop: tuple[str, ...] = ()  # parameters taken out of URLs
 
     @property
     def where(self) -> str:
@@ -200,7 +204,7 @@ def row_sighting(
     problem, href, host = row.get("problem"), text[:MAX_TEXT], ""
     if problem is None:
         try:
-            url = canonical_url(text, base)
+            url = canonical_url(text, base, part.drop)
             href, host = url.href, url.host
         except InvalidUrl as e:
             href, problem = (own_url, None) if own_url is not None else (href, str(e))
@@ -269,8 +273,10 @@ def suffix_of(kind: str, name: str) -> str | None:
 def source_parts(source: Source) -> list[Part]:
     """The folder, or in order of path the files, of a source: its own file, those of a folder or of a prefix.
 
-    Lists and opens nothing. A site has no parts. Raises SourceError where there is no file of the kind.
+    Lists and opens nothing. Of a site the URLs to enter it by. Raises SourceError where there is no file of the kind.
     """
+    if source.kind == "site":
+        return [_part(source, url) for url in source.start]
     if source.kind == "folder":
         return [_part(source, source.uri if "://" in source.uri else file_uri("", open_filesystem(source.uri)[1]))]
     path = open_filesystem(source.uri)[1]
@@ -301,7 +307,8 @@ def source_parts(source: Source) -> list[Part]:
 
 
 def _part(source: Source, uri: str) -> Part:
-    return Part(source=source.name, kind=source.kind, uri=uri, priority=source.priority, archive=source.archive)
+    more = {"priority": source.priority, "archive": source.archive, "drop": source.drop_parameters}
+    return Part(source=source.name, kind=source.kind, uri=uri, **more)  # type: ignore[arg-type]
 
 
 def _prefixed(source: Source, top: str, path: str) -> list[pa.fs.FileInfo]:
@@ -340,7 +347,7 @@ def _refuse(source: Source, inside: str) -> None:
 
 def _lister(kind: str) -> Callable[[Part], Iterator[Sighting]]:
     """What lists a part of a kind; each of these modules knows this one."""
-    from jobs import crawl_archives, shards, url_lists
+    from jobs import crawl_archives, shards, sites, url_lists
 
     listers: Mapping[str, Callable[[Part], Iterator[Sighting]]] = {
         "folder": folder_sightings,
@@ -349,6 +356,7 @@ def _lister(kind: str) -> Callable[[Part], Iterator[Sighting]]:
         "wat": crawl_archives.wat_sightings,
         "webdataset": shards.shard_sightings,
         "table": shards.table_sightings,
+        "site": sites.site_sightings,
     }
     return listers[kind]
 
@@ -360,6 +368,10 @@ def part_sightings(part: Part) -> Iterator[Sighting]:
 
 def check_source(source: Source) -> None:
     """That a source is there and of the right form; raises SourceError naming it."""
+    if source.kind == "site":
+        if problems := [one.problem for one in sightings(source) if one.problem is not None]:
+            raise SourceError(f"source {source.name}: start: {problems[0]}")
+        return
     if source.kind == "folder":
         if _info(source, open_filesystem(source.uri)[1]).type != pa.fs.FileType.Directory:
             raise SourceError(f"source {source.name}: {source.uri} is not a folder")

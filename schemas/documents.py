@@ -21,8 +21,16 @@ DOCUMENTS = Table(
             column("page_url", pa.string(), "page that shows it", null="not known"),
             column("page_title", pa.string(), "title of that page", null="not known"),
             column("caption", pa.string(), "caption or alternative text", null="not known"),
-            column("media_type", pa.string(), "image or video", null="no media was obtained"),
+            column(
+                "media_type",
+                pa.string(),
+                "image or video; page or sitemap of a site that is crawled",
+                null="nothing was had",
+            ),
             column("media_id", pa.string(), "SHA-256 of its bytes", null="no media was obtained"),
+            column(
+                "depth", pa.int32(), "of a page, links from where its site is entered", null="not a page or sitemap"
+            ),
             column("etag", pa.string(), "ETag of the last answer", null="not sent"),
             column("last_modified", pa.string(), "Last-Modified of the last answer as sent", null="not sent"),
             column("fetched_at", pa.timestamp("us", tz="UTC"), "last attempt, UTC", null="never tried"),
@@ -36,7 +44,7 @@ DOCUMENTS = Table(
             column("n_gone", pa.int32(), "answers 404 or 410 in a row"),
             column("opted_out", pa.bool_(), "its publisher refuses this use"),
             column("license", pa.string(), "licence URL or name", null="not known"),
-            column("error", ERROR_TYPE, "why there is no media", null="there is one"),
+            column("error", ERROR_TYPE, "why there is no media", null="there is one, or it is a page or sitemap"),
         ]
     ),
     cluster_by=("host_bucket",),

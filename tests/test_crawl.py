@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 
 from jobs import crawl, crawl_wave, frontier
 from jobs.config import Config, ConfigError, load_config
+from jobs.crawl_report import crawl_report
 from jobs.lake import Lake, append, open_lake, read
 from jobs.runs import Run
 from jobs.sources import SourceError
@@ -378,3 +380,73 @@ def test_a_source_that_breaks_while_it_is_listed_ends_the_run_with_its_name(spar
     with pytest.raises(SourceError, match=r"source broken: .*a\.parquet"):
         crawl.run(spark, lake, load_config((), (), {"crawl": {"sources": [source]}}), run_of("one.crawl"))
     assert read(spark, lake, DOCUMENTS).isEmpty()
+
+
+def tagged(body: bytes, tag: str, **headers: str) -> Answer:
+    """An answer to conditional requests."""
+
+    async def page(_: Any, writer: Any, asked: Any) -> None:
+        same = asked.headers.get("if-none-match") == tag
+        writer.write(answer("304 Not Modified", ETag=tag) if same else answer(body=body, ETag=tag, **headers))
+        await writer.drain()
+
+    return page
+
+
+@pytest.mark.spark
+def test_a_site_is_followed_by_links_and_sitemaps_and_costs_nothing_while_it_stays_as_it_is(
+    spark: Any, tmp_path: Path
+) -> None:
+    lake = open_lake(spark, str(tmp_path / "lake"))
+    html = {"Content_Type": "text/html"}
+    pages: dict[str, Answer] = {
+        "/robots.txt": answer(body=b"User-agent: *\nDisallow: /private/\nSitemap: /map.xml\n"),
+        "/": tagged(
+            b"<title>Home</title><img src=/1.jpg alt=one><a href=/a>a</a><a href=/private/>p</a>", '"h"', **html
+        ),
+        "/a": tagged(b"<img src=/2.jpg><img src=/gone.jpg><a href=/b>b</a>", '"a"', **html),
+        "/b": tagged(b"<img src=/3.jpg><a href=/c>too far</a>", '"b"', **html),
+        "/mapped": tagged(b"<meta name=robots content=noai><img src=/4.jpg>", '"m"', **html),
+        "/map.xml": tagged(b"<urlset><url><loc>/mapped</loc></url></urlset>", '"x"', Content_Type="text/xml"),
+        **{f"/{n}.jpg": tagged(jpeg(40 * n), f'"{n}"') for n in range(1, 5)},
+    }
+    with serving(pages) as site:
+        source = {"name": "cats", "kind": "site", "start": [site.url("/")], "depth": 2}
+        config = load_config((), (), {"crawl": {"sources": [source], "allow_addresses": [site.address], "delay_s": 0}})
+        crawl.validate(config)
+        result = crawl.run(spark, lake, config, run_of("one.crawl"))
+        assert result.metrics["new_media"] == 3
+        found = {row["url"].removeprefix(site.url("")): row for row in read(spark, lake, DOCUMENTS).collect()}
+        said = {path: (row["media_type"], row["error"] and row["error"]["code"]) for path, row in found.items()}
+        assert said == {
+            "/": ("page", None),
+            "/a": ("page", None),
+            "/b": ("page", None),
+            "/private/": ("page", "robots_disallowed"),
+            "/mapped": ("page", None),
+            "/map.xml": ("sitemap", None),
+            **{f"/{n}.jpg": ("image", None) for n in range(1, 4)},
+            "/4.jpg": (None, "opted_out"),
+            "/gone.jpg": (None, "not_found"),
+        }
+        assert found["/1.jpg"]["caption"] == "one" and found["/1.jpg"]["page_title"] == "Home"
+        assert found["/4.jpg"]["opted_out"] and "/4.jpg" not in site.paths()
+        assert {path: row["depth"] for path, row in found.items() if row["depth"] is not None} == {
+            **{"/": 0, "/map.xml": 0, "/mapped": 0, "/a": 1, "/private/": 1, "/b": 2},
+        }
+        assert len(site.paths()) == len(set(site.paths())) and "/c" not in site.paths()
+
+        before = len(site.log)
+        later = dataclasses.replace(run_of("two.crawl"), started=datetime.now(UTC) + timedelta(days=60))
+        again = crawl.run(spark, lake, config, later)
+        asked = site.paths()[before:]
+        assert sorted(asked) == sorted(set(pages) - {"/4.jpg", "/robots.txt"} | {"/gone.jpg"})
+        fetches = read(spark, lake, FETCHES).where("run_id = 'two.crawl'").collect()
+        statuses = Counter(row["http_status"] for row in fetches)
+        assert statuses == {304: 8, 404: 1}
+        assert again.metrics["new_media"] == 0 and again.metrics["not_modified"] == 8
+        tables = {"fetches": read(spark, lake, FETCHES), "hosts": read(spark, lake, HOSTS)}
+        said_of = crawl_report(tables, ["two.crawl"], delay_s=0)
+        assert said_of is not None and [one.host for one in said_of.hosts] == [site.address]
+        assert (said_of.requests, said_of.errors, said_of.not_modified, said_of.bytes) == (9, 1, 8, 0)
+        assert crawl_report(tables, ["none"], delay_s=0) is None

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from jobs.addresses import parse_exemptions
-from jobs.fetch import Settings, fetch
+from jobs.fetch import fetch
+from jobs.fetch_settings import Settings
 from jobs.hosts import HostState
 from jobs.outcomes import Outcome, Recrawl, Request, next_fetch, retry_after_s
 from jobs.taken_down import Takedowns

@@ -194,7 +194,8 @@ CRAWL = """
 import resource, sys, threading, time
 from pathlib import Path
 from jobs.addresses import parse_exemptions
-from jobs.fetch import Settings, fetch
+from jobs.fetch import fetch
+from jobs.fetch_settings import Settings
 from jobs.outcomes import Outcome, Request
 from jobs.packs import Packs
 from jobs.urls import canonical_url, doc_id

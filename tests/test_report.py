@@ -11,6 +11,7 @@ import pytest
 
 from jobs.config import load_config
 from jobs.contact_sheet import MAX_FRAMES_PER_VIDEO, MAX_THUMBNAIL_BYTES, varied, within_budget
+from jobs.crawl_report import CrawlReport, HostReport, jain
 from jobs.metrics import Histogram, RunMetrics
 from jobs.report import (
     BARS,
@@ -91,6 +92,10 @@ def report_of(text: str) -> Report:
         pictures=[picture],
         videos=[Video(url=text, duration_s=2.0, pictures=[picture, picture])],
         errors=[ErrorCount(code=text, stage="decode", n=1, examples=[(text, text)])],
+        crawl=CrawlReport(
+            requests=1200, errors=30, not_modified=7, bytes=3 << 20, span_s=60.0, wait_s=500.0, n_hosts=3, fairness=0.9,
+            hosts=[HostReport(host=text, requests=9, errors=5, mean_ms=120.0, wait_s=8.0, bytes=2048)],
+        ),
         gates=[
             {
                 "table": text, "rule": "x", "says": text, "passed": False, "observed": 1.0, "allowed": 0.0, "n_rows": 3,
@@ -134,6 +139,19 @@ def test_the_cost_is_shown_by_line_and_checked_against_the_clock() -> None:
     assert "$35.42every line measured" in text
     assert "infer/plaininference23.6166.7 %" in text and "unexplainedwall clock" in text
     assert "2 cores were held for 3 s, which costs $0.000071; the lines" in text and "all but 8.3% of it" in text
+
+
+def test_how_the_crawl_went_is_said_with_the_hosts_that_gave_most_trouble() -> None:
+    text = " ".join(Page(render(report_of("plain"))).text.split())
+    assert "1,200 attempts at 3 hosts in 60 s, 20.0 requests and 51.2 kB a second; 7 not modified, 30 failed." in text
+    assert "waited 500 s for their hosts' pauses. Fairness between hosts that were asked often: 0.90 of 1." in text
+    assert re.search(r"plain ?9 ?5 ?120(\.0)? ms ?8.0 s ?2.0 kB", text)
+
+
+def test_shares_that_are_equal_are_fair_and_one_that_has_all_is_not() -> None:
+    assert jain(4, 4 * 0.5, 4 * 0.25) == 1.0
+    assert jain(4, 1.0, 1.0) == 0.25
+    assert jain(1, 1.0, 1.0) is None and jain(3, 0.0, 0.0) is None
 
 
 def test_a_picture_gathers_what_each_kind_of_featurizer_found() -> None:

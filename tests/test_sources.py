@@ -279,9 +279,13 @@ def test_every_list_that_is_taken_has_a_reader() -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("{name: a, kind: warc}", "crawl.sources.0.uri is missing"),
+        ("{name: a, kind: warc}", "source a of kind warc needs uri"),
+        ("{name: a, kind: site}", "source a of kind site needs start"),
+        ("{name: a, kind: site, start: [http://a/], uri: /x}", "source a of kind site takes start, not uri"),
+        ("{name: a, kind: urls, uri: /x, start: [http://a/]}", "source a of kind urls takes uri, not start"),
+        ("{name: a, kind: site, start: [http://a/], depth: 21}", "less than or equal to 20"),
         ("{name: a, kind: warc, uri: /x, archive: /y}", "takes no archive, only a table does"),
-        ("{name: a, kind: zip, uri: /x}", "'folder', 'urls', 'warc', 'wat', 'webdataset' or 'table'"),
+        ("{name: a, kind: zip, uri: /x}", "'folder', 'urls', 'warc', 'wat', 'webdataset', 'table' or 'site'"),
         ("{name: a, kind: urls, uri: /x, priority: 3000000000}", "less than 2147483648"),
     ],
 )

@@ -1,0 +1,111 @@
+"""How a crawl went, host by host, from the attempts that it committed. Knows tables, not how to fetch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+MAX_HOSTS = 10  # that a report lists
+LEAST_REQUESTS = 5  # of a host, to say at what rate it was asked
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostReport:
+    """What became of the attempts at one host."""
+
+    host: str
+    requests: int
+    errors: int
+    mean_ms: float  # of an attempt, from dialling to the last byte
+    wait_s: float  # that its requests waited for its pauses, in all
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrawlReport:
+    """What became of all attempts over HTTP, and the hosts that gave most trouble."""
+
+    requests: int
+    errors: int
+    not_modified: int
+    bytes: int
+    span_s: float  # from the first attempt to the last
+    wait_s: float
+    n_hosts: int
+    fairness: float | None  # Jain's index; None: no two hosts were asked often enough
+    hosts: Sequence[HostReport]
+
+
+def jain(n: int, total: float, squares: float) -> float | None:
+    """Jain's fairness index of n shares, from their sum and the sum of their squares: 1 where all are equal.
+
+    R. Jain, D. Chiu and W. Hawe, DEC-TR-301, 1984.
+    """
+    return total**2 / (n * squares) if n > 1 and squares > 0 else None
+
+
+def crawl_report(tables: Mapping[str, DataFrame], run_ids: Sequence[str], *, delay_s: float) -> CrawlReport | None:
+    """How the crawls among the runs went; None where nothing was asked over HTTP.
+
+    Fairness is of the share of the rate that its pauses allow which each host got, over hosts with pauses that were
+    asked at least LEAST_REQUESTS times.
+    """
+    from pyspark.sql import functions as F
+
+    attempts = tables["fetches"].where(F.col("run_id").isin(list(run_ids)) & F.col("url").startswith("http"))
+    began = F.unix_micros("started_at") / 1e6
+    by_host = attempts.groupBy(F.expr("try_parse_url(coalesce(final_url, url), 'AUTHORITY')").alias("host")).agg(
+        F.count("*").alias("requests"),
+        F.count("error").alias("errors"),
+        F.count(F.when(F.col("http_status") == 304, 1)).alias("not_modified"),
+        F.sum("bytes").alias("bytes"),
+        F.sum("ms").alias("ms"),
+        F.sum("wait_ms").alias("wait_ms"),
+        F.min(began).alias("first"),
+        F.max(began).alias("last"),
+    )
+    pauses = tables["hosts"].select("host", "crawl_delay_s")
+    by_host = by_host.join(pauses, on="host", how="left").cache()
+    try:
+        pause_s = F.greatest(F.coalesce("crawl_delay_s", F.lit(0.0)), F.lit(delay_s))
+        is_often = (F.col("requests") >= LEAST_REQUESTS) & (pause_s > 0) & (F.col("last") > F.col("first"))
+        share = F.when(is_often, (F.col("requests") - 1) * pause_s / (F.col("last") - F.col("first")))
+        names = ("requests", "errors", "not_modified", "bytes", "wait_ms")
+        total = by_host.agg(
+            *(F.sum(name).alias(name) for name in names),
+            F.count("*").alias("hosts"),
+            (F.max("last") - F.min("first")).alias("span_s"),
+            F.count(share).alias("n_shares"),
+            F.sum(share).alias("shares"),
+            F.sum(share * share).alias("squares"),
+        ).collect()[0]
+        if not total.requests:
+            return None
+        worst = by_host.orderBy(F.desc("errors"), F.desc("wait_ms"), "host").limit(MAX_HOSTS).collect()
+    finally:
+        by_host.unpersist()
+    return CrawlReport(
+        requests=total.requests,
+        errors=total.errors,
+        not_modified=total.not_modified,
+        bytes=total.bytes,
+        span_s=total.span_s,
+        wait_s=total.wait_ms / 1e3,
+        n_hosts=total.hosts,
+        fairness=jain(total.n_shares, total.shares or 0.0, total.squares or 0.0),
+        hosts=[
+            HostReport(
+                host=row.host or "",
+                requests=row.requests,
+                errors=row.errors,
+                mean_ms=row.ms / row.requests,
+                wait_s=row.wait_ms / 1e3,
+                bytes=row.bytes,
+            )
+            for row in worst
+        ],
+    )
