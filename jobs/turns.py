@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from jobs.handover import Handover
 from jobs.outcomes import Failure, Request
 from jobs.schedule import Host, Schedule, Turn
 from schemas.errors import ErrorCode
 
-HELD_BYTES = 128 << 20  # of bodies that were read and not yet taken: above, no turn is given
 Item = Request | asyncio.Future[Any]  # what waits for a turn: a request, or one under way that needs another
 
 
@@ -27,24 +27,11 @@ class Leave:
 
 @dataclass
 class Turns:
-    """The turns of one call of the fetcher, and the memory that holds it up."""
+    """The turns of one call of the fetcher, which are given while there is room for what comes of them."""
 
     schedule: Schedule[Item]
-    held_bytes: int = 0
-    _room: asyncio.Event = field(default_factory=asyncio.Event)
+    handover: Handover[Any]
     _news: asyncio.Event = field(default_factory=asyncio.Event)  # an exchange is over, or something was queued
-
-    def hold(self, n_bytes: int) -> None:
-        """Count bytes that are held until they are taken (then negative)."""
-        self.held_bytes += n_bytes
-        if self.held_bytes > HELD_BYTES:
-            self._room.clear()
-        else:
-            self._room.set()
-
-    async def room(self) -> None:
-        """Wait until there is room for another body."""
-        await self._room.wait()
 
     async def give_all(
         self, begin: Callable[[Request, Leave], Coroutine[Any, Any, object]], refuse: Callable[[Request, str], None]
@@ -54,9 +41,9 @@ class Turns:
         clock = asyncio.get_running_loop().time
         try:
             while True:
-                await self.room()
+                await self.handover.room()
                 self._news.clear()
-                while self._room.is_set() and (turn := self.schedule.take(clock())) is not None:
+                while self.handover.has_room and (turn := self.schedule.take(clock())) is not None:
                     if isinstance(turn.item, Request):
                         under_way.add(self._begun(turn, begin(turn.item, leave := Leave(turn)), leave))
                     else:
@@ -72,8 +59,9 @@ class Turns:
                     task.result()  # what is raised here is not the data's fault
                 if not under_way and not self.schedule.n_queued:
                     return
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._news.wait(), self._pause_s(clock()))
+                with suppress(TimeoutError):  # not wait_for: Python 3.11's loses a cancellation that comes with news
+                    async with asyncio.timeout(self._pause_s(clock())):
+                        await self._news.wait()
         finally:
             for task in under_way:
                 task.cancel()
