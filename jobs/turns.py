@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -31,13 +32,14 @@ class Turns:
 
     schedule: Schedule[Item]
     handover: Handover[Any]
+    _ended: deque[asyncio.Task[object]] = field(default_factory=deque)  # requests whose work is over
     _news: asyncio.Event = field(default_factory=asyncio.Event)  # an exchange is over, or something was queued
 
     async def give_all(
         self, begin: Callable[[Request, Leave], Coroutine[Any, Any, object]], refuse: Callable[[Request, str], None]
     ) -> None:
         """Begin each request when its turn comes, or refuse it with a reason, until nothing is queued or under way."""
-        under_way: set[asyncio.Task[None]] = set()
+        under_way: set[asyncio.Task[object]] = set()
         clock = asyncio.get_running_loop().time
         try:
             while True:
@@ -45,7 +47,7 @@ class Turns:
                 self._news.clear()
                 while self.handover.has_room and (turn := self.schedule.take(clock())) is not None:
                     if isinstance(turn.item, Request):
-                        under_way.add(self._begun(turn, begin(turn.item, leave := Leave(turn)), leave))
+                        under_way.add(self._begun(begin(turn.item, leave := Leave(turn)), leave))
                     else:
                         turn.item.set_result(turn)
                 while self.schedule.left_over:
@@ -54,8 +56,8 @@ class Turns:
                         refuse(item, reason)
                     else:
                         item.set_exception(Failure(ErrorCode.DEFERRED, reason))
-                for task in [task for task in under_way if task.done()]:
-                    under_way.remove(task)
+                while self._ended:
+                    under_way.remove(task := self._ended.popleft())
                     task.result()  # what is raised here is not the data's fault
                 if not under_way and not self.schedule.n_queued:
                     return
@@ -81,15 +83,15 @@ class Turns:
             leave.turn = None
             self._news.set()
 
-    def _begun(self, turn: Turn[Item], work: Coroutine[Any, Any, object], leave: Leave) -> asyncio.Task[None]:
-        async def doing() -> None:
-            try:
-                await work
-            finally:
-                self.give_back(leave)
-                self._news.set()
+    def _begun(self, work: Coroutine[Any, Any, object], leave: Leave) -> asyncio.Task[object]:
+        def ended(task: asyncio.Task[object]) -> None:
+            self.give_back(leave)
+            self._ended.append(task)
+            self._news.set()
 
-        return asyncio.create_task(doing())
+        task = asyncio.create_task(work)
+        task.add_done_callback(ended)
+        return task
 
     async def turn(self, name: str, leave: Leave) -> Turn[Item]:
         """Leave to make one exchange with a host: the one that the request came with, or its next. Raises Failure."""
