@@ -1,7 +1,7 @@
 """img2dataset's own `download`, which starts its processes for each run, from a list of URLs to WebDataset shards.
 
-What it does with pictures is turned off (`resize_mode="no"`, `disable_all_reencoding`); it looks at their size, takes
-their SHA-256 and writes them, all as by default. Its EXIF is off too, which we read.
+It makes no other picture of any (`resize_mode="no"`, `disable_all_reencoding`); it takes their SHA-256 and, where the
+task says `exif`, reads their EXIF, both of which it does by default and we do, and writes them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def build(task: Task) -> tuple[Run, Mapping[str, str]]:
                 number_sample_per_shard=task["per_shard"],
                 resize_mode="no",
                 disable_all_reencoding=True,
-                extract_exif=False,
+                extract_exif=task["exif"],
                 timeout=60,
             )
             stats = [json.loads(path.read_text()) for path in (folder / "out").glob("*_stats.json")]
