@@ -7,10 +7,9 @@ table is known by `url_lists`, `crawl_archives` and `shards`.
 from __future__ import annotations
 
 import urllib.parse
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, TypedDict
 
@@ -387,10 +386,3 @@ def sightings(source: Source) -> Iterator[Sighting]:
         check_source(source)
     for part in source_parts(source):
         yield from part_sightings(part)
-
-
-def sighting_batches(sources: Iterable[Source]) -> Iterator[pa.RecordBatch]:
-    """All sightings of all sources as record batches of `SIGHTINGS`, numbered through. Raises SourceError."""
-    numbered = enumerate(sighting for source in sources for sighting in sightings(source))
-    while rows := [{"ordinal": n, **asdict(sighting)} for n, sighting in islice(numbered, ROWS_PER_BATCH)]:
-        yield pa.RecordBatch.from_pylist(rows, schema=SIGHTINGS)

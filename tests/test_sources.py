@@ -15,6 +15,7 @@ import pyarrow.parquet
 import pytest
 
 from jobs.config import ConfigError, Source, load_config
+from jobs.frontier import PART_SHIFT, listed
 from jobs.sources import (
     SIGHTINGS,
     SUFFIXES,
@@ -26,7 +27,6 @@ from jobs.sources import (
     open_file,
     open_filesystem,
     part_sightings,
-    sighting_batches,
     sightings,
     source_parts,
 )
@@ -104,8 +104,7 @@ def test_a_row_that_cannot_be_used_is_still_a_row(tmp_path: Path) -> None:
     found = seen(tmp_path / "l.jsonl")
     assert [s.problem is None for s in found] == [False, False, False, False, True, False]
     assert found[0].problem == "line 1 is not a JSON object" and found[4].caption is None
-    (batch,) = list(sighting_batches([Source(name="s", kind="urls", uri=str(tmp_path / "l.jsonl"))]))
-    assert batch.schema == SIGHTINGS and batch.column("ordinal").to_pylist() == list(range(6))
+    assert pa.RecordBatch.from_pylist([vars(s) for s in found]).num_rows == 6  # JSON may hold what Arrow may not
 
 
 def test_a_folder_gives_every_file_below_it_by_its_uri_and_its_version_follows_its_content(tmp_path: Path) -> None:
@@ -236,8 +235,12 @@ def test_a_part_is_listed_in_any_process_and_all_parts_are_the_source(tmp_path: 
     (part,) = source_parts(folder)
     assert part.uri == tmp_path.as_uri() and len(list(part_sightings(part))) == 3
     assert {s.held_as for s in sightings(folder)} == {"file"}
-    (batch,) = list(sighting_batches([source, folder]))
-    assert batch.column("ordinal").to_pylist() == list(range(9))
+    parts = [*source_parts(source), part]
+    batches = list(listed(enumerate(parts)))
+    assert [batch.column("ordinal").to_pylist() for batch in batches] == [
+        [(number << PART_SHIFT) + n for n in range(3 if number == 3 else 2)] for number in range(4)
+    ]
+    assert {batch.schema.remove(batch.schema.get_field_index("failure")) for batch in batches} == {SIGHTINGS}
     types = {name: SIGHTINGS.field(name).type for name in ("offset", "length", "priority", "host_bucket", "opted_out")}
     assert list(types.values()) == [pa.int64(), pa.int64(), pa.int32(), pa.int32(), pa.bool_()]
 
