@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.fs
 
 from jobs.config import ConfigError, Source
-from jobs.urls import InvalidUrl, canonical_url, doc_id, host_bucket
+from jobs.urls import MAX_URL, InvalidUrl, canonical_url, doc_id, host_bucket
 
 ROWS_PER_BATCH = 50_000  # of a list on its way to Spark: about 10 MB
-MAX_TEXT = 10_000  # characters kept of a caption, title or unusable URL
+MAX_TEXT = 10_000  # characters kept of a caption or title
 DESCRIPTION = ("caption", "page_url", "page_title", "license")
 FILE_SCHEME = "file://"
 COMPRESSIONS = (".gz", ".bz2", ".zst")
@@ -195,15 +195,18 @@ def row_sighting(
 ) -> Sighting:
     """What a row with url, caption, page_url, page_title and license says, its URL resolved against `base`.
 
-    A URL that cannot be used is a sighting with its `problem`, or where there is one, has `own_url` in its place: the
-    URI of bytes that are at hand whatever they are called. `held` are the fields that say where those are.
+    A URL that cannot be used, or is longer than MAX_URL, is a sighting with its `problem` and what fits of it, or where
+    there is one, has `own_url` in its place: the URI of bytes that are at hand whatever they are called. `held` are the
+    fields that say where those are.
     """
     given = row.get("url")
     text = given.strip() if isinstance(given, str) else "" if given is None else str(given)
-    problem, href, host = row.get("problem"), text[:MAX_TEXT], ""
+    problem, href, host = row.get("problem"), text[:MAX_URL], ""
     if problem is None:
         try:
             url = canonical_url(text, base, part.drop)
+            if len(url.href) > MAX_URL:
+                raise InvalidUrl(f"the URL has {len(url.href)} characters, more than {MAX_URL}")
             href, host = url.href, url.host
         except InvalidUrl as e:
             href, problem = (own_url, None) if own_url is not None else (href, str(e))
@@ -238,8 +241,13 @@ def named(row: Mapping[Any, Any]) -> Row:
 
 def member_url(part: Part, member: str) -> str:
     """The URI of what an archive holds: that of the archive, and the name or place of the member as fragment."""
-    archive = file_uri(part.uri, open_filesystem(part.uri)[1])
-    return f"{archive}#{urllib.parse.quote(member, errors='surrogateescape')}"
+    archive, inside = (
+        file_uri(part.uri, open_filesystem(part.uri)[1]),
+        urllib.parse.quote(member, errors="surrogateescape"),
+    )
+    if len(inside) > MAX_URL:  # a tar may hold names of any length
+        inside = f"{inside[:MAX_URL]}~{doc_id(inside)}"
+    return f"{archive}#{inside}"
 
 
 def damage(part: Part, at: int, reason: object, stamp: Stamp) -> Sighting:

@@ -481,6 +481,13 @@ def test_names_of_members_need_not_be_utf_8(tmp_path: Path) -> None:
     assert sighting.url.endswith("a.tar#b%E4r.jpg") and content(sighting) == JPEG
 
 
+def test_a_member_with_an_endless_name_has_a_short_url_of_its_own(tmp_path: Path) -> None:
+    names = ["n" * 100_000 + f"/{n}.jpg" for n in range(2)]
+    found = seen(write_tar(tmp_path / "a.tar", *((name, JPEG) for name in names)), "webdataset")
+    assert len({s.url for s in found}) == 2 and all(len(s.url) < 3000 for s in found)
+    assert [content(s) for s in found] == [JPEG, JPEG]
+
+
 def test_a_tar_cut_anywhere_lists_what_is_whole_and_says_where_it_is_cut(tmp_path: Path) -> None:
     members = [(f"{n}.jpg", JPEG[: 700 + n]) for n in range(3)]
     whole = write_tar(tmp_path / "a.tar", *members, form=tarfile.GNU_FORMAT).read_bytes()

@@ -107,6 +107,24 @@ def test_a_row_that_cannot_be_used_is_still_a_row(tmp_path: Path) -> None:
     assert pa.RecordBatch.from_pylist([vars(s) for s in found]).num_rows == 6  # JSON may hold what Arrow may not
 
 
+def test_a_row_whose_url_is_absurdly_long_is_a_short_row_that_says_so(tmp_path: Path) -> None:
+    given = ["http://a.example/" + "b" * 1983, "http://a.example/" + "b" * 1984, "http://a.example/?" + "b" * 10**6]
+    given += ["http://u:p@" + "c" * 10**6 + ".example/", "data:image/png;base64," + "A" * 10**6, "http://a/" + "ü" * 700]
+    given += ["s" * 10**6 + "://a/"]
+    (tmp_path / "l.txt").write_text("".join(f"{url}\n" for url in given))
+    found = seen(tmp_path / "l.txt")
+    assert [(s.host, len(s.url), (s.problem or "")[:46]) for s in found] == [
+        ("a.example", 2000, ""),
+        ("", 2000, "the URL has 2001 characters, more than 2000"),
+        ("", 2000, "the URL has 1000018 characters, more than 2000"),
+        ("", 2000, "the host " + "c" * 37),
+        ("", 2000, "scheme 'data:' is not one of http:, https:"),
+        ("", 709, "the URL has 4209 characters, more than 2000"),
+        ("", 2000, "scheme '" + "s" * 38),
+    ]
+    assert max(len(s.problem or "") for s in found) < 300
+
+
 def test_a_folder_gives_every_file_below_it_by_its_uri_and_its_version_follows_its_content(tmp_path: Path) -> None:
     (tmp_path / "top" / "deep").mkdir(parents=True)
     (tmp_path / "top" / ".git").mkdir()
