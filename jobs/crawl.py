@@ -29,9 +29,9 @@ from jobs.outcomes import REDIRECTS, Recrawl
 from jobs.packs import Packs, check_store
 from jobs.runs import JobResult, Run
 from jobs.sites import Site
-from jobs.sources import check_source, sightings
+from jobs.sources import SourceError, check_source, sightings
 from jobs.takedowns import read_takedowns
-from jobs.urls import canonical_url
+from jobs.urls import InvalidUrl, canonical_url, doc_id
 from schemas import DOCUMENTS, FETCHES, MEDIA
 from schemas.table import schema_ddl
 
@@ -45,12 +45,18 @@ DAY_S = 86400.0
 
 
 def site_of(source: Source) -> Site:
-    """A source of kind site as the fetcher takes it. Raises InvalidUrl."""
+    """A source of kind site as the fetcher takes it. Raises SourceError."""
+    try:
+        starts = [canonical_url(url, drop=source.drop_parameters) for url in source.start]
+    except InvalidUrl as e:
+        raise SourceError(f"source {source.name}: start: {e}") from e
     return Site(
         source=source.name,
-        hosts=frozenset(source.hosts) or frozenset(canonical_url(url).host for url in source.start),
+        hosts=frozenset(source.hosts) or frozenset(url.host for url in starts),
         depth=source.depth,
         sitemaps=source.sitemaps,
+        starts=frozenset(doc_id(url.href) for url in starts),
+        follows=not source.hosts,
         priority=source.priority,
         drop=source.drop_parameters,
     )

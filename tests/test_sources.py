@@ -109,7 +109,11 @@ def test_a_row_that_cannot_be_used_is_still_a_row(tmp_path: Path) -> None:
 
 def test_a_row_whose_url_is_absurdly_long_is_a_short_row_that_says_so(tmp_path: Path) -> None:
     given = ["http://a.example/" + "b" * 1983, "http://a.example/" + "b" * 1984, "http://a.example/?" + "b" * 10**6]
-    given += ["http://u:p@" + "c" * 10**6 + ".example/", "data:image/png;base64," + "A" * 10**6, "http://a/" + "ü" * 700]
+    given += [
+        "http://u:p@" + "c" * 10**6 + ".example/",
+        "data:image/png;base64," + "A" * 10**6,
+        "http://a/" + "ü" * 700,
+    ]
     given += ["s" * 10**6 + "://a/"]
     (tmp_path / "l.txt").write_text("".join(f"{url}\n" for url in given))
     found = seen(tmp_path / "l.txt")
@@ -306,6 +310,16 @@ def test_every_list_that_is_taken_has_a_reader() -> None:
         ("{name: a, kind: urls, uri: /x, start: [http://a/]}", "source a of kind urls takes uri, not start"),
         ("{name: a, kind: site, start: [http://a/], depth: 21}", "less than or equal to 20"),
         ("{name: a, kind: warc, uri: /x, archive: /y}", "takes no archive, only a table does"),
+        ("{name: a, kind: urls, uri: /x, depth: 3}", "source a of kind urls takes no depth, only a site does"),
+        (
+            "{name: a, kind: site, start: [http://a/], hosts: [b, 'https://a.example']}",
+            "crawl.sources.0.hosts: source a: 'https://a.example' is not a host and nothing else, allowed: hosts as "
+            "URLs have them, such as www.example.org and example.org:8080",
+        ),
+        (
+            "{name: a, kind: site, start: [http://a/], hosts: ['a:22']}",
+            "source a: port 22 is not one that serves the web",
+        ),
         ("{name: a, kind: zip, uri: /x}", "'folder', 'urls', 'warc', 'wat', 'webdataset', 'table' or 'site'"),
         ("{name: a, kind: urls, uri: /x, priority: 3000000000}", "less than 2147483648"),
     ],
