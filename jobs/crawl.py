@@ -108,7 +108,7 @@ def validate(config: Config) -> None:
         check_source(source)
         if source.kind in ("folder", "warc", "webdataset") or settings.contact is not None:
             continue
-        for sighting in sightings(source):
+        for sighting in sightings(source, settings.opt_outs):
             is_asked_for = sighting.problem is None and sighting.root is None and not sighting.opted_out
             if is_asked_for and sighting.host not in without_contact:
                 raise ConfigError(

@@ -118,10 +118,11 @@ def found_in_page(
     """
     url, part = answer.url, site.part
     page = read_page(answer.body, url, content_type=answer.content_type, drop=site.drop)
-    opted_out = page_opts_out(page.directives, opt_outs) is not None
+    refusal = page_opts_out(page.directives, opt_outs)
+    held = {"opted_out": refusal is not None, "opted_out_by": refusal}
     for media in page.media:
         row = {"url": media.url, "caption": media.caption, "page_url": url, "page_title": page.title}
-        yield row_sighting(row, part, held={"opted_out": opted_out})
+        yield row_sighting(row, part, held=held)
     if depth < site.depth and not page.directives & {"nofollow", "none"}:
         shown = {media.url for media in page.media}
         links = (link.url for link in page.links if not link.nofollow and link.url not in shown)

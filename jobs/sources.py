@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.fs
 
 from jobs.config import ConfigError, Source
+from jobs.robots import DEFAULT_OPT_OUTS
 from jobs.urls import MAX_URL, InvalidUrl, canonical_url, doc_id, host_bucket
 
 ROWS_PER_BATCH = 50_000  # of a list on its way to Spark: about 10 MB
@@ -31,13 +32,6 @@ SUFFIXES: Mapping[str, tuple[str, ...]] = {  # of the files of each kind
     "webdataset": (".tar",),
     "table": (".parquet",),
 }
-MEDIA_SUFFIXES = frozenset(
-    {
-        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".heic"),
-        *(".heif", ".jxl", ".jp2", ".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".ogv", ".mpg", ".mpeg", ".mts"),
-        *(".m2ts", ".flv", ".wmv", ".asf", ".3gp"),
-    }
-)
 
 
 class SourceError(ConfigError):
@@ -65,7 +59,10 @@ class Sighting:
     offset: int | None = None  # of a WARC record or of the data of a tar's member, in bytes; of a row, its number
     length: int | None = None  # in bytes, of a WARC record as it is stored; None for a file and a row
     priority: int = 0  # higher is fetched first
-    opted_out: bool = False  # the page that shows it refuses its use: it is not fetched
+    opted_out: bool = (
+        False  # it is not fetched, as its use is refused by the page that shows it, or its archived answer
+    )
+    opted_out_by: str | None = None  # what refuses it, such as "X-Robots-Tag: noai" or "meta: noai"
     expects: str | None = None  # page or sitemap; None for a picture or video
     depth: int | None = None  # of a page, links from where its site is entered
 
@@ -96,6 +93,7 @@ class Part:
     priority: int = 0
     archive: str | None = None
     drop: tuple[str, ...] = ()  # parameters taken out of URLs
+    opt_outs: frozenset[str] = DEFAULT_OPT_OUTS  # that archived pages and answers are held to
 
     @property
     def where(self) -> str:
@@ -277,15 +275,20 @@ def suffix_of(kind: str, name: str) -> str | None:
     return max((suffix for suffix in SUFFIXES[kind] if name.endswith(suffix)), key=len, default=None)
 
 
-def source_parts(source: Source) -> list[Part]:
+def source_parts(source: Source, opt_outs: frozenset[str] = DEFAULT_OPT_OUTS) -> list[Part]:
     """The folder, or in order of path the files, of a source: its own file, those of a folder or of a prefix.
 
     Lists and opens nothing. Of a site the URLs to enter it by. Raises SourceError where there is no file of the kind.
     """
+
+    def part(uri: str) -> Part:
+        own = {"priority": source.priority, "archive": source.archive, "drop": source.drop_parameters}
+        return Part(source=source.name, kind=source.kind, uri=uri, opt_outs=opt_outs, **own)  # type: ignore[arg-type]
+
     if source.kind == "site":
-        return [_part(source, url) for url in source.start]
+        return [part(url) for url in source.start]
     if source.kind == "folder":
-        return [_part(source, source.uri if "://" in source.uri else file_uri("", open_filesystem(source.uri)[1]))]
+        return [part(source.uri if "://" in source.uri else file_uri("", open_filesystem(source.uri)[1]))]
     path = open_filesystem(source.uri)[1]
     path = path.rstrip("/") or path
     info = _info(source, path)
@@ -293,7 +296,7 @@ def source_parts(source: Source) -> list[Part]:
         _refuse(source, path.rpartition("/")[2])
         if suffix_of(source.kind, path) is None:
             raise SourceError(f"source {source.name}: {source.uri} is not one of {', '.join(SUFFIXES[source.kind])}")
-        return [_part(source, source.uri if "://" in source.uri else file_uri("", path))]
+        return [part(source.uri if "://" in source.uri else file_uri("", path))]
     if info.type == pa.fs.FileType.Directory:
         folder, top = source.uri, path
         found = _list(source.name, source.uri, path)
@@ -306,16 +309,11 @@ def source_parts(source: Source) -> list[Part]:
         if info.type == pa.fs.FileType.File and not _is_hidden(source.kind, inside):
             _refuse(source, inside)
             if suffix_of(source.kind, inside) is not None:
-                parts.append(_part(source, beside(folder, inside)))
+                parts.append(part(beside(folder, inside)))
     if not parts:
         allowed = ", ".join(SUFFIXES[source.kind])
         raise SourceError(f"source {source.name}: {source.uri} holds no file whose name ends in one of {allowed}")
     return parts
-
-
-def _part(source: Source, uri: str) -> Part:
-    more = {"priority": source.priority, "archive": source.archive, "drop": source.drop_parameters}
-    return Part(source=source.name, kind=source.kind, uri=uri, **more)  # type: ignore[arg-type]
 
 
 def _prefixed(source: Source, top: str, path: str) -> list[pa.fs.FileInfo]:
@@ -388,9 +386,9 @@ def check_source(source: Source) -> None:
         next(part_sightings(parts[0]), None)
 
 
-def sightings(source: Source) -> Iterator[Sighting]:
+def sightings(source: Source, opt_outs: frozenset[str] = DEFAULT_OPT_OUTS) -> Iterator[Sighting]:
     """All that a source shows, in its order. Raises SourceError."""
     if source.kind == "folder":
         check_source(source)
-    for part in source_parts(source):
+    for part in source_parts(source, opt_outs):
         yield from part_sightings(part)

@@ -31,6 +31,13 @@ MAX_SEGMENTS = 20
 MAX_SEGMENT_REPEATS = 3  # of one path segment, and of one sequence of them in a row
 
 
+MEDIA_SUFFIXES = frozenset(  # of files that are pictures or videos
+    {
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".heic"),
+        *(".heif", ".jxl", ".jp2", ".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".ogv", ".mpg", ".mpeg", ".mts"),
+        *(".m2ts", ".flv", ".wmv", ".asf", ".3gp"),
+    }
+)
 _HOST = re.compile(r"[^\s/?#@\\*%,]+")
 _PATH_PARAMETER = re.compile(r";([^;/=]*)(?:=[^;/]*)?")
 

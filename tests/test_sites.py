@@ -82,6 +82,8 @@ def test_what_a_page_says_of_itself_is_said_of_its_media_and_links(
     found = led(PAGE.replace(b"<title>", f'<meta name=robots content="{directives}"><title>'.encode()))
     assert sum(one.expects == "page" for one in found) == n_pages
     assert {one.opted_out for one in found if one.expects is None} == {is_opted_out}
+    reasons = {one.opted_out_by for one in found}
+    assert reasons - {None} == ({f"meta: {directives.lower().partition(',')[0]}"} if is_opted_out else set())
 
 
 def hosts_led_to(url: str, *, start: str = "http://a.example/", hosts: tuple[str, ...] = (), **more: Any) -> set[str]:
