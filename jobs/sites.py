@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from sys import getsizeof
 
 from jobs.outcomes import TEXT_TYPES
 from jobs.pages import read_page
@@ -14,6 +15,10 @@ from jobs.urls import canonical_url, doc_id, is_trap, registrable
 
 PAGE, SITEMAP = "page", "sitemap"  # what a document is expected to be, other than a picture or video
 MAX_BYTES = {PAGE: 10 << 20, SITEMAP: 50 << 20}  # sitemaps.org: of one sitemap, uncompressed
+# Of what one answer leads to. 50,000 pages with a picture each, the most of a usual sitemap, were 63 MB as counted here
+# and 58 MB in fact; a sitemap of 3 MB with one long title for all its pictures would be a gigabyte.
+MAX_FOUND_BYTES = 96 << 20
+SIGHTING_BYTES = 450  # of a sighting without its texts: measured 440
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +89,27 @@ def is_text(mime: str | None, declared: str) -> bool:
 def leads_to(
     site: Site, expects: str | None, answer: Answer, *, depth: int, opt_outs: frozenset[str]
 ) -> Iterator[Sighting]:
-    """What an answer leads to that was asked for as a page or sitemap, `depth` links from where the site is entered."""
+    """What an answer leads to that was asked for as a page or sitemap, `depth` links from where the site is entered.
+
+    At most MAX_FOUND_BYTES of it, as `held_bytes` counts.
+    """
+    n_bytes = 0
+    for found in _all_found(site, expects, answer, depth=depth, opt_outs=opt_outs):
+        n_bytes += held_bytes(found)
+        if n_bytes > MAX_FOUND_BYTES:
+            return
+        yield found
+
+
+def held_bytes(found: Sighting) -> int:
+    """The memory that a sighting takes, about, where it shares no text with another."""
+    texts = (found.url, found.page_url, found.page_title, found.caption, found.license)
+    return SIGHTING_BYTES + sum(getsizeof(text) for text in texts if text is not None)
+
+
+def _all_found(
+    site: Site, expects: str | None, answer: Answer, *, depth: int, opt_outs: frozenset[str]
+) -> Iterator[Sighting]:
     hosts = hosts_of(site, expects, answer)
     if expects == SITEMAP:
         yield from found_in_sitemap(site, answer, hosts, depth=depth)
@@ -130,21 +155,22 @@ def found_in_page(
 
 
 def found_in_sitemap(site: Site, answer: Answer, hosts: frozenset[str], *, depth: int) -> Iterator[Sighting]:
-    """The pages of a sitemap, which are as near as a start, its pictures and videos, and further sitemaps.
+    """The pages of a sitemap, which are as near as a start, further sitemaps, and its pictures and videos.
 
     Pages stand on `hosts`, sitemaps on these or beside the index that names them.
     """
     sitemap, part = read_sitemap(answer.body, answer.url, drop=site.drop), site.part
-    for media in sitemap.media:
-        row = {"url": media.url, "caption": media.caption, "page_url": media.page_url, "page_title": media.title}
-        yield row_sighting(row | {"license": media.license}, part)
     yield from _pages(site, (page.url for page in sitemap.pages), hosts, depth=0)
     if depth < 1:  # an index names sitemaps, and no index
+        near = hosts | {_host(answer.url)}
         for url in sitemap.sitemaps:
             row = {"url": url, "page_url": answer.page_url}
             found = row_sighting(row, part, held={"expects": SITEMAP, "depth": 1})
-            if found.problem is None and found.host in hosts | {_host(answer.url)}:
+            if found.problem is None and found.host in near:
                 yield found
+    for media in sitemap.media:
+        row = {"url": media.url, "caption": media.caption, "page_url": media.page_url, "page_title": media.title}
+        yield row_sighting(row | {"license": media.license}, part)
 
 
 def _pages(site: Site, urls: Iterable[str], hosts: frozenset[str], *, depth: int) -> Iterator[Sighting]:

@@ -229,7 +229,7 @@ def _text_of(value: object) -> str | None:
 
 
 def _valid(text: str) -> str:
-    return text.encode("utf-8", "replace").decode()  # JSON may hold half a surrogate pair
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()  # JSON may hold half a surrogate pair
 
 
 def named(row: Mapping[Any, Any]) -> Row:

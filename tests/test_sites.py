@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
+from jobs import sites
 from jobs.config import Source, load_config
 from jobs.crawl import settings_of, site_of
 from jobs.fetch import fetch
 from jobs.outcomes import Outcome, Request
 from jobs.robots import DEFAULT_OPT_OUTS
-from jobs.sites import Answer, Site, is_text, leads_to
+from jobs.sites import Answer, Site, held_bytes, is_text, leads_to
 from jobs.sources import Sighting, SourceError, check_source, sightings
 from jobs.urls import canonical_url, doc_id
 from tests.crawl_site import answer, serving
@@ -170,6 +171,21 @@ def test_a_sitemap_leads_to_pages_as_near_as_a_start_and_an_index_to_sitemaps_bu
         ("http://a.example/m1.xml", "sitemap", 1)
     ]
     assert led(index, expects="sitemap", depth=1) == []
+
+
+def test_what_one_answer_leads_to_is_bounded_in_memory_and_pages_come_before_pictures(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sites, "MAX_FOUND_BYTES", 1 << 20)
+    image = "<image:image><image:loc>/{n}.jpg</image:loc></image:image>"
+    images = "".join(image.replace("{n}", str(n)) for n in range(2000))
+    words = f"<title>{'t' * 5000}</title><license>{'l' * 5000}</license>"
+    body = f"<urlset><url><loc>/p</loc>{words}{images}</url><url><loc>http://a.example/q</loc></url></urlset>"
+    found = led(body.encode(), expects="sitemap")
+    assert [one.expects for one in found][:3] == ["page", "page", None]
+    assert (1 << 20) / 11_000 - 3 < len(found) < (1 << 20) / 10_000
+    texts = sum(len(getattr(one, name) or "") for one in found for name in ("url", "page_title", "license"))
+    assert texts < sum(map(held_bytes, found)) < 1 << 20
 
 
 @pytest.mark.parametrize(
