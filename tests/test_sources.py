@@ -8,7 +8,7 @@ import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -31,6 +31,7 @@ from jobs.sources import (
     source_parts,
 )
 from jobs.url_lists import READERS
+from jobs.urls import canonical_url
 
 ROWS: list[dict[str, Any]] = [
     {"url": "http://example.com/a.jpg#x", "caption": "ein Bär", "license": "CC0"},
@@ -299,6 +300,19 @@ def test_a_delta_table_is_refused_for_not_all_of_its_files_count(tmp_path: Path,
 
 def test_every_list_that_is_taken_has_a_reader() -> None:
     assert set(READERS) == set(SUFFIXES["urls"])
+
+
+def test_the_readme_shows_a_source_of_every_kind_that_is_taken(tmp_path: Path) -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    (tmp_path / "web.yaml").write_text("# web.yaml" + readme.partition("```yaml\n# web.yaml")[2].partition("```")[0])
+    found = {source.name: source for source in load_config([tmp_path / "web.yaml"]).crawl.sources}
+    kinds = Source.model_fields["kind"].annotation
+    assert {source.kind for source in found.values()} == set(get_args(kinds)) and len(found) == 9
+    assert found["common-crawl"].archive == "s3://commoncrawl/?region=us-east-1"
+    dropped = "utm_source=x&FBCLID=1&_ga=2&ASPSESSIONIDABC=3&phpsessid=4"
+    url = f"https://cats.example/a;jsessionid=1?page=2&{dropped}&id=3"
+    for name in ("cats", "linked"):
+        assert canonical_url(url, drop=found[name].drop_parameters).href == "https://cats.example/a?page=2&id=3"
 
 
 @pytest.mark.parametrize(
