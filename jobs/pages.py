@@ -58,7 +58,6 @@ class Page:
     """What one HTML page says; URLs are canonical, each once, in order of the page, of whatever host."""
 
     title: str | None
-    canonical: str | None
     links: tuple[Link, ...]
     media: tuple[PageMedia, ...]
     directives: frozenset[str]  # as `meta_directives`: noai, noindex, nofollow, none, tdm-reservation, ...
@@ -187,7 +186,6 @@ class _Reading:
     base: str
     drop: tuple[str, ...]
     title: str | None = None
-    canonical: str | None = None
     links: dict[str, bool] = field(default_factory=dict)
     kinds: dict[str, str] = field(default_factory=dict)
     sights: dict[str, list[_Sight]] = field(default_factory=dict)
@@ -208,7 +206,6 @@ class _Reading:
     def page(self) -> Page:
         return Page(
             title=self.title,
-            canonical=self.canonical,
             links=tuple(Link(url, nofollow) for url, nofollow in self.links.items()),
             media=tuple(PageMedia(url, _caption(self.sights[url]), kind) for url, kind in self.kinds.items()),
             directives=frozenset(self.directives),
@@ -364,8 +361,6 @@ class _Reading:
                 self.medium(self.url(content), "meta", self.meta_alt)
 
     def head_link(self, url: str | None, rel: list[str]) -> None:
-        if "canonical" in rel:
-            self.canonical = self.canonical or url
         if "next" in rel or "prev" in rel:
             self.link(url, rel)
         if "image_src" in rel:

@@ -160,7 +160,7 @@ def found_in_sitemap(site: Site, answer: Answer, hosts: frozenset[str], *, depth
     Pages stand on `hosts`, sitemaps on these or beside the index that names them.
     """
     sitemap, part = read_sitemap(answer.body, answer.url, drop=site.drop), site.part
-    yield from _pages(site, (page.url for page in sitemap.pages), hosts, depth=0)
+    yield from _pages(site, sitemap.pages, hosts, depth=0)
     if depth < 1:  # an index names sitemaps, and no index
         near = hosts | {_host(answer.url)}
         for url in sitemap.sitemaps:
