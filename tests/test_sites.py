@@ -164,6 +164,7 @@ def test_a_start_that_leads_to_another_host_is_followed_over_http() -> None:
 
 def test_a_sitemap_leads_to_pages_as_near_as_a_start_and_an_index_to_sitemaps_but_to_no_index() -> None:
     entries = b"<url><loc>http://a.example/p</loc></url><url><loc>http://b.example/p</loc></url>"
+    entries += b"<url><loc>http://a.example/b/c/b/c/b/c/b/c</loc></url>"  # a trap
     found = led(b"<urlset>" + entries + b"</urlset>", expects="sitemap")
     assert [(one.url, one.expects, one.depth) for one in found] == [("http://a.example/p", "page", 0)]
     index = b"<sitemapindex><sitemap><loc>http://a.example/m1.xml</loc></sitemap></sitemapindex>"
