@@ -22,9 +22,9 @@ from jobs.outcomes import Recrawl
 from jobs.packs import Packs, check_store
 from jobs.runs import JobResult, Run
 from jobs.sites import Site
-from jobs.sources import check_source, sightings
+from jobs.sources import SourceError, check_source, sightings
 from jobs.takedowns import read_takedowns
-from jobs.urls import canonical_url
+from jobs.urls import InvalidUrl, canonical_url, doc_id
 from schemas import DOCUMENTS, FETCHES, HOSTS, MEDIA
 from schemas.table import schema_ddl
 
@@ -38,12 +38,18 @@ HOUR_S, DAY_S = 3600.0, 86400.0
 
 
 def site_of(source: Source) -> Site:
-    """A source of kind site as the fetcher takes it. Raises InvalidUrl."""
+    """A source of kind site as the fetcher takes it. Raises SourceError."""
+    try:
+        starts = [canonical_url(url, drop=source.drop_parameters) for url in source.start]
+    except InvalidUrl as e:
+        raise SourceError(f"source {source.name}: start: {e}") from e
     return Site(
         source=source.name,
-        hosts=frozenset(source.hosts) or frozenset(canonical_url(url).host for url in source.start),
+        hosts=frozenset(source.hosts) or frozenset(url.host for url in starts),
         depth=source.depth,
         sitemaps=source.sitemaps,
+        starts=frozenset(doc_id(url.href) for url in starts),
+        follows=not source.hosts,
         priority=source.priority,
         drop=source.drop_parameters,
     )
@@ -95,7 +101,7 @@ def validate(config: Config) -> None:
         check_source(source)
         if source.kind in ("folder", "warc", "webdataset") or settings.contact is not None:
             continue
-        for sighting in sightings(source):
+        for sighting in sightings(source, settings.opt_outs):
             is_asked_for = sighting.problem is None and sighting.root is None and not sighting.opted_out
             if is_asked_for and sighting.host not in without_contact:
                 raise ConfigError(

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 # What a sighting says of a document; a later one that does not say it leaves what is known.
 DESCRIPTION = ("page_url", "page_title", "caption", "license")
 PART_ORDINALS = 100_000  # of what is held in folders and archives, numbered by one task: one cannot number a billion
+REFUSAL = ("opted_out", "opted_out_by")
 DUE_ORDINAL = 1 << 62  # of what is due of sites: after all that sources show
 PART_SHIFT = 40  # an ordinal is the number of the source's part and the place in it
 # What is known of a document when it is fetched, and where: a redirect may have led to another host.
@@ -71,7 +72,8 @@ def listed(parts: Iterable[tuple[int, Part]]) -> Iterator[pa.RecordBatch]:
 
 def stage_sightings(spark: SparkSession, config: Config, uri: str) -> DataFrame:
     """List all sources, many parts at a time, into `uri`. Raises SourceError."""
-    parts = [part for source in config.crawl.sources for part in source_parts(source)]
+    policy = frozenset(config.crawl.opt_outs)
+    parts = [part for source in config.crawl.sources for part in source_parts(source, policy)]
     rows = [(number, pickle.dumps(part)) for number, part in enumerate(parts)]
     n_tasks = max(1, min(len(rows), 4 * spark.sparkContext.defaultParallelism))
     frame = spark.createDataFrame(rows, "number BIGINT, part BINARY").repartitionByRange(n_tasks, "number")
@@ -151,8 +153,8 @@ def stage_actions(
     from pyspark.sql import functions as F
 
     one = F.min_by(F.struct(*SIGHTINGS.names), "ordinal").alias("s")
-    first = seen.groupBy("doc_id").agg(one, F.max("opted_out").alias("refused"), F.count("*").alias("n"))
-    first = first.select("s.*", "refused", "n").withColumn("opted_out", F.col("refused"))  # any page may refuse
+    first = seen.groupBy("doc_id").agg(one, *any_refusal(), F.count("*").alias("n"))
+    first = first.select(*(f"s.{name}" for name in SIGHTINGS.names if name not in REFUSAL), *REFUSAL, "n")
     documents = read(spark, lake, DOCUMENTS)
     was_had = F.col("fetched_at").isNotNull() & F.col("error").isNull()
     known = documents.select(
@@ -188,6 +190,13 @@ def stage_actions(
         "n",
     )
     return stage_waves(spark, lake, config, actions, lake.staging(run.run_id), name)
+
+
+def any_refusal() -> list[Column]:
+    """Of the sightings of a document, whether one is refused: each page that shows it may say so."""
+    from pyspark.sql import functions as F
+
+    return [F.max(name).alias(name) for name in REFUSAL]
 
 
 def action(span: Span, config: Config) -> Column:
