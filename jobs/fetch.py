@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections import defaultdict, deque
 from collections.abc import Coroutine, Iterable, Iterator
@@ -15,6 +16,7 @@ import aiohttp
 
 from jobs.exchange import Exchanges, Refuse, Wire, opened_session, refused_literal
 from jobs.fetch_settings import Settings
+from jobs.files import read_all
 from jobs.handover import Handover, handed_over
 from jobs.hosts import Counted, HostState, restore, state_of
 from jobs.outcomes import (
@@ -27,7 +29,6 @@ from jobs.outcomes import (
     finished,
     judge_body,
     lost,
-    read_file,
     status_code,
     status_failure,
 )
@@ -35,15 +36,15 @@ from jobs.packs import Body, StorageFailed
 from jobs.robots import opts_out
 from jobs.rules import Rules, backoff_s
 from jobs.schedule import Host, Manners, Schedule
-from jobs.sites import MAX_BYTES, Answer, is_text, leads_to
+from jobs.sites import MAX_BYTES, Answer, held_bytes, is_text, leads_to
 from jobs.sources import Sighting
 from jobs.turns import Item, Leave, Turns
 from jobs.urls import InvalidUrl, Url, canonical_url, doc_id, registrable
 from schemas.errors import RETRYABLE, ErrorCode, error
 
 HELD_BYTES = 128 << 20  # of bodies that were read and not yet taken: above, no turn is given
-N_FILE_READERS = 4  # hides the latency of an object store
 PAGE_TYPES = "text/html, application/xhtml+xml, application/xml, */*;q=0.1"
+BAD_GATEWAY = frozenset({502, 504, *range(520, 530)})  # there is nobody behind what answers (520 to 529: Cloudflare's)
 NO_ANSWER = frozenset({ErrorCode.DNS_FAILURE, ErrorCode.CONNECTION_FAILED, ErrorCode.TIMEOUT})
 
 
@@ -56,6 +57,11 @@ class _Moved(Exception):
 
 class _Unchanged(Exception):
     """The server says that what is known is what it has."""
+
+
+def held_by(outcome: Outcome) -> int:
+    """The memory that an outcome takes, about, in bytes."""
+    return len(outcome.content or b"") + sum(map(held_bytes, outcome.found or ()))
 
 
 def too_large(what: str, max_bytes: int) -> Failure:
@@ -75,18 +81,24 @@ class _Crawler:
             rate_per_minute=settings.rate_per_minute,
             burst=settings.burst,
         )
-        deadline = asyncio.get_running_loop().time() + settings.round_s
-        self.schedule: Schedule[Item] = Schedule(manners, max_open=settings.n_connections, deadline=deadline)
+        now = asyncio.get_running_loop().time()
+        self.schedule: Schedule[Item] = Schedule(
+            manners,
+            max_open=settings.n_connections,
+            deadline=now + settings.round_s,
+            first_at=now + settings.delay_s if settings.is_resumed else -math.inf,
+        )
         self.handover, self.n_put = handover, 0
         self.turns = Turns(self.schedule, handover)
         self.rules = Rules(self.turns, self.get, settings.max_attempts, settings.backoff_s)
         self.counted: defaultdict[str, Counted] = defaultdict(Counted)
+        self.reading = asyncio.Lock()  # a page or sitemap may take hundreds of megabytes while it is read
         self.domains: set[str] = set()  # that this call owns; a robots.txt may lead to others
 
     def put(self, outcome: Outcome) -> None:
-        """Give an outcome to the caller; its bytes are held until it is done with."""
+        """Give an outcome to the caller; what it holds is counted until it is done with."""
         self.n_put += 1
-        self.handover.put(outcome, len(outcome.content or b""))
+        self.handover.put(outcome, held_by(outcome))
 
     # -- over HTTP ------------------------------------------------------------------------------------------------
 
@@ -97,7 +109,10 @@ class _Crawler:
 
     def begin(self, request: Request, leave: Leave) -> Coroutine[Any, Any, object]:
         """The work that the turn of a request is used for: the first of a host is for its robots.txt."""
-        url = canonical_url(request.url)
+        try:
+            url = canonical_url(request.url)
+        except InvalidUrl:
+            return self._one(request, leave)
         if self.rules.are_known(url):
             return self._one(request, leave)
         self.rules.ask(url, leave)  # now: nobody else may begin to in between
@@ -150,7 +165,7 @@ class _Crawler:
         now = asyncio.get_running_loop().time()
         if status in (429, 503):
             self.schedule.asked_to_wait(host, failure.wait_s, jitter=random.uniform(0.5, 1.5), now=now)
-        elif failure.code in NO_ANSWER or (status is not None and status >= 500):
+        elif failure.code in NO_ANSWER or status in BAD_GATEWAY:
             self.schedule.failed(host, now)
         elif status is not None:
             self.schedule.worked(host)
@@ -160,9 +175,9 @@ class _Crawler:
 
         Raises Failure, StorageFailed, _Moved, _Unchanged.
         """
-        conditions = {"If-None-Match": request.etag, "If-Modified-Since": request.last_modified}
-        is_known = request.media_id is not None or request.expects is not None
-        headers = {name: value for name, value in conditions.items() if value and is_known}
+        told = (("If-None-Match", request.etag), ("If-Modified-Since", request.last_modified))
+        known = {name: value for name, value in told if value and request.was_had}
+        conditions: dict[str, str] = {}
         max_bytes = min(self.settings.max_bytes, MAX_BYTES.get(request.expects or "", self.settings.max_bytes))
         accept = {"Accept": PAGE_TYPES} if request.expects is not None else {}
 
@@ -175,7 +190,7 @@ class _Crawler:
             if header is not None and response.status < 400:
                 trace.opted_out = True
                 return Failure(ErrorCode.OPTED_OUT, header)
-            if response.status == 304 and headers:
+            if response.status == 304 and conditions:
                 return None
             if status_code(response.status) is not None:
                 return status_failure(response)
@@ -183,7 +198,10 @@ class _Crawler:
                 return too_large(f"Content-Length {response.content_length}", max_bytes)
             return None
 
-        url = canonical_url(request.url)
+        try:
+            url = canonical_url(request.url)
+        except InvalidUrl as e:  # of documents that other code wrote
+            raise Failure(ErrorCode.HTTP_CLIENT_ERROR, str(e)) from e
         for n_redirects in range(request.n_redirects, self.settings.max_redirects + 1):
             rules = await self.rules.of(url, leave)
             if isinstance(rules, Failure):
@@ -193,7 +211,9 @@ class _Crawler:
                 trace.robots = "disallowed"
                 raise Failure(ErrorCode.ROBOTS_DISALLOWED, f"robots.txt of {url.origin}")
             trace.robots = rules.decision
-            body = await self.get(url, trace, leave, max_bytes, refuse, headers | accept)
+            # An ETag says nothing of what is at another URL.
+            conditions = known if url.href == (request.final_url or request.url) else {}
+            body = await self.get(url, trace, leave, max_bytes, refuse, conditions | accept)
             if trace.http_status == 304:
                 body.close()
                 raise _Unchanged
@@ -257,7 +277,8 @@ class _Crawler:
             declared = trace.headers.get("content-type", "")
             if request.expects is not None and facts.media_type is None and is_text(facts.mime, declared):
                 unusable = None
-                found = await asyncio.to_thread(self._leads_to, request, trace, body)
+                async with self.reading:
+                    found = await asyncio.to_thread(self._leads_to, request, trace, body)
             elif unusable is None and (reason := self.settings.taken_down.of_hash(body.media_id)) is not None:
                 unusable = error(ErrorCode.TAKEN_DOWN, reason)
             attempts.append(trace.attempt(started_at, unusable))
@@ -275,41 +296,21 @@ class _Crawler:
             url=url,
             content_type=trace.headers.get("content-type"),
             sitemaps=self.rules.sitemaps(canonical_url(url)),
+            doc_id=request.doc_id,
+            asked=request.url,
+            page_url=request.page_url,
         )
         return tuple(leads_to(site, request.expects, answer, depth=request.depth or 0, opt_outs=self.settings.opt_outs))
-
-    # -- files ----------------------------------------------------------------------------------------------------
-
-    async def read_all(self, files: deque[Request]) -> None:
-        """Read files and members of archives, several at a time."""
-
-        settings = self.settings
-        read = partial(read_file, max_bytes=settings.max_bytes, packs=settings.packs, taken_down=settings.taken_down)
-
-        async def reader() -> None:
-            while files:
-                request = files.popleft()
-                if asyncio.get_running_loop().time() > self.schedule.deadline:
-                    self.put(finished(request, [], error(ErrorCode.DEFERRED, "the time of this round is over")))
-                    continue
-                await self.handover.room()
-                try:
-                    outcome = await asyncio.to_thread(read, request)
-                except StorageFailed:
-                    raise
-                except Exception as e:
-                    outcome = lost(request, e)
-                self.put(outcome)
-
-        await asyncio.gather(*(reader() for _ in range(min(N_FILE_READERS, len(files)))))
 
     # -- what is kept of hosts ------------------------------------------------------------------------------------
 
     def restore(self, states: Iterable[HostState]) -> None:
         """Go on with what earlier runs knew of hosts."""
-        states, wall = list(states), datetime.now(UTC)
+        states, wall, now = list(states), datetime.now(UTC), asyncio.get_running_loop().time()
         for state in states:
-            restore(self.schedule, state, wall=wall, now=asyncio.get_running_loop().time())
+            restore(self.schedule, state, wall=wall, now=now)
+            if self.settings.is_resumed:
+                self.schedule.rest(self.schedule.host(state.host), now)
         self.rules.restore(states)
 
     def states(self) -> Iterator[HostState]:
@@ -349,11 +350,12 @@ async def fetch_all(
         crawler.restore(known)
         for name, queue in queues.items():
             crawler.domains.add(registrable(name))
-            if settings.is_resumed:
-                crawler.schedule.rest(crawler.schedule.host(name), asyncio.get_running_loop().time())
             crawler.schedule.add(crawler.schedule.host(name), queue, priority=max(r.priority for r in queue))
         try:
-            await asyncio.gather(crawler.turns.give_all(crawler.begin, crawler.refuse), crawler.read_all(files))
+            await asyncio.gather(
+                crawler.turns.give_all(crawler.begin, crawler.refuse),
+                read_all(files, settings, crawler.turns, crawler.put),
+            )
         finally:
             await crawler.rules.cancel()
         if crawler.n_put != n_requests:
