@@ -115,7 +115,8 @@ def stage_plan(
     else:
         seen = stage_sightings(spark, config, f"{lake.staging(run.run_id)}/sightings")
         if sites := [source for source in config.crawl.sources if source.kind == "site"]:
-            seen = seen.unionByName(known_as_seen(spark, lake, sites, until))
+            asked = F.col("error.code").isin(list(config.crawl.retry_errors))
+            seen = seen.unionByName(known_as_seen(spark, lake, sites, until | F.coalesce(asked, F.lit(False))))
     return stage_actions(spark, lake, config, run, span, seen, f"plan-{generation}")
 
 
