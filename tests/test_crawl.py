@@ -261,6 +261,7 @@ def test_what_is_wrong_with_a_configuration_is_said_before_spark_starts(tmp_path
     assert "more than once" in refused(contact="me@example.com", sources=[*good["sources"], *good["sources"]])
     assert "not one IP address with a port" in refused(allow_addresses=["127.0.0.1"])
     assert "not an e-mail address or URL" in refused(contact="me@example.com\r\nX: y")
+    assert "crawl.retry_errors: 'no_media' is not one of blocked_address, " in refused(retry_errors=["no_media"])
     missing = {"name": "photos", "kind": "folder", "uri": str(tmp_path / "none")}
     with pytest.raises(SourceError, match=r"source photos: .*none is not a folder"):
         crawl.validate(load_config((), (), {"crawl": {**good, "sources": [missing]}}))
