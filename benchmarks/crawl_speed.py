@@ -19,7 +19,7 @@ from datetime import datetime
 from pathlib import Path
 
 from benchmarks import picture_server
-from benchmarks.measure import BUILD, REPOSITORY, Engine, cores, interleaved, median_cpu_ms, running, together
+from benchmarks.measure import BUILD, REPOSITORY, cores, interleaved, median_cpu_ms, running, together
 from benchmarks.pipeline import installed, measured
 from benchmarks.row import Row, machine, not_measured
 
@@ -27,17 +27,15 @@ PEER_PACKAGES = ("img2dataset==1.47.0", "psutil==7.2.2")
 PEERS = REPOSITORY / "build" / "peers-crawl"
 N_HOSTS = 50
 PER_LIST = 200
-N_LISTS = 25
+N_LISTS = 40
 FEW = 5  # lists of the shorter run, which is taken off the longer one
-N_ROUNDS = 5
+N_ROUNDS = 3  # each starts img2dataset's processes three times, which takes longer than its images
 CONNECTIONS_PER_HOST = 8
 N_JOB = 8000
 REACH = 10.0  # of C1: times less CPU
 CORE_PER_S, JOB_PER_S = 1500.0, 400.0
 WHAT = "fetching a 100 KB picture on loopback"
-# The defaults of img2dataset but for what it makes of pictures; a shard holds a whole run.
-PEER_TASK = {"processes": 1, "threads": 256, "per_shard": 10_000}
-PEERS_SETTINGS = {"C1": {"exif": True}, "C1.bare": {"exif": False}}
+PEER_TASK = {"processes": 1, "threads": 256, "per_shard": 10_000, "exif": True}  # its defaults; we read EXIF too
 
 
 def hosts_at(port: int) -> list[str]:
@@ -69,52 +67,42 @@ def task_of(folder: Path, hosts: Sequence[str], name: str) -> dict[str, object]:
 # -- the fetcher alone ------------------------------------------------------------------------------------------------
 
 
-def cpu_rows(folder: Path, hosts: Sequence[str]) -> list[Row]:
-    """C1 and C1.bare, in turn with ours."""
+def cpu_row(folder: Path, hosts: Sequence[str]) -> Row:
+    """C1, the two in turn."""
     task, where = task_of(folder, hosts, "cpu"), cores()
-    unit, started, failed = "cpu_ms/image", dict[str, Engine](), dict[str, str]()
-    with ExitStack() as stack:
-        ours = stack.enter_context(running("C1.ours", Path(sys.executable), "fetch_core", task, where=where))
-        for row, settings in PEERS_SETTINGS.items():
-            try:
-                python, its_task = installed(PEERS, PEER_PACKAGES), task | PEER_TASK | settings
-                started[row] = stack.enter_context(running(row, python, "img2dataset_engine", its_task, where=where))
-            except RuntimeError as e:
-                failed[row] = str(e)
-        failed |= interleaved([ours, *started.values()], FEW, N_LISTS, images_per_file=PER_LIST, n_rounds=N_ROUNDS)
-    if ours.name in failed:
-        raise RuntimeError(failed[ours.name])
-    rows = []
-    for row, settings in PEERS_SETTINGS.items():
-        what = f"{WHAT}, against img2dataset's downloader {'with' if settings['exif'] else 'without'} EXIF"
-        if row in failed:
-            rows.append(not_measured(row, what, unit=unit, reach=REACH, reason=failed[row]))
-            continue
-        our_ms, peer_ms = median_cpu_ms(ours), median_cpu_ms(started[row])
-        rows.append(
-            Row(
-                id=row,
-                what=what,
-                unit=unit,
-                ours=round(our_ms, 3),
-                peer=round(peer_ms, 3),
-                ratio=round(peer_ms / our_ms, 3),
-                reach=REACH,
-                peer_version=f"img2dataset {started[row].answer['versions']['img2dataset']}",
-                settings={
-                    "n_images": [FEW * PER_LIST, N_LISTS * PER_LIST],
-                    "rounds": N_ROUNDS,
-                    "peer_settings": PEER_TASK | settings,
-                    "ours": measured(ours) | {"turns_cpu_ms": [round(turn.cpu_ms, 3) for turn in ours.turns]},
-                    "peer": measured(started[row])
-                    | {"turns_cpu_ms": [round(turn.cpu_ms, 3) for turn in started[row].turns]},
-                    "n_hosts": len(hosts),
-                    "cores": where,
-                    **machine(),
-                },
-            )
-        )
-    return rows
+    what, unit = f"{WHAT}, against img2dataset's downloader", "cpu_ms/image"
+    try:
+        python = installed(PEERS, PEER_PACKAGES)
+        with (
+            running("C1.ours", Path(sys.executable), "fetch_core", task, where=where) as ours,
+            running("C1.peer", python, "img2dataset_engine", task | PEER_TASK, where=where) as peer,
+        ):
+            ended = interleaved([ours, peer], FEW, N_LISTS, images_per_file=PER_LIST, n_rounds=N_ROUNDS)
+            if ended:
+                raise RuntimeError(str(ended))
+    except RuntimeError as e:
+        return not_measured("C1", what, unit=unit, reach=REACH, reason=str(e))
+    our_ms, peer_ms = median_cpu_ms(ours), median_cpu_ms(peer)
+    return Row(
+        id="C1",
+        what=what,
+        unit=unit,
+        ours=round(our_ms, 3),
+        peer=round(peer_ms, 3),
+        ratio=round(peer_ms / our_ms, 3),
+        reach=REACH,
+        peer_version=f"img2dataset {peer.answer['versions']['img2dataset']}",
+        settings={
+            "n_images": [FEW * PER_LIST, N_LISTS * PER_LIST],
+            "rounds": N_ROUNDS,
+            "peer_settings": PEER_TASK,
+            "ours": measured(ours) | {"cpu_ms_of_turns": [round(turn.cpu_ms, 3) for turn in ours.turns]},
+            "peer": measured(peer) | {"cpu_ms_of_turns": [round(turn.cpu_ms, 3) for turn in peer.turns]},
+            "n_hosts": len(hosts),
+            "cores": where,
+            **machine(),
+        },
+    )
 
 
 def core_row(folder: Path, hosts: Sequence[str]) -> Row:
@@ -226,9 +214,9 @@ def at_least(row_id: str, what: str, per_s: float, reach_per_s: float, settings:
 
 
 def rows() -> list[Row]:
-    """C1, C1.bare, C1.core and C1.job."""
+    """C1, C1.core and C1.job."""
     folder = BUILD / "crawl"
     folder.mkdir(parents=True, exist_ok=True)
     with picture_server.running() as port:
         hosts = hosts_at(port)
-        return [*cpu_rows(folder, hosts), core_row(folder, hosts), job_row(folder, hosts)]
+        return [cpu_row(folder, hosts), core_row(folder, hosts), job_row(folder, hosts)]
