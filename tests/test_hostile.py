@@ -1,0 +1,482 @@
+"""The fetcher among hosts that mean it ill: every answer has one expected row, and harms neither us nor other hosts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gzip
+import os
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from typing import Any
+
+import brotli
+import pytest
+
+from jobs.addresses import parse_exemptions
+from jobs.fetch import fetch_all
+from jobs.fetch_settings import Settings
+from jobs.outcomes import Outcome, Request
+from jobs.sites import Site as Bounds
+from jobs.urls import canonical_url, doc_id
+from tests.crawl_site import Answer, Asked, Site, answer, jpeg, reset, serving_all, silent
+
+CAP = 100_000  # bytes of a body
+SETTINGS = Settings(
+    contact=None,
+    exemptions=frozenset(),
+    max_connections_per_host=1,
+    delay_s=0,
+    connect_timeout_s=1,
+    timeout_s=1.5,
+    max_bytes=CAP,
+    max_redirects=2,
+    max_attempts=2,
+    backoff_s=0.01,
+    round_s=20,
+)
+PICTURE = jpeg()
+LATER = frozenset(  # what is asked for again by itself, by the contract; all else waits until it is asked to
+    {None, "not_found", "dns_failure", "connection_failed", "timeout", "rate_limited", "http_server_error", "deferred"}
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A host, what it is asked for and what is to become of that."""
+
+    page: Answer  # at /a
+    code: str | None = None
+    attempts: int = 1
+    status: int | None = 200
+    robots: Answer = b""
+    decision: str | None = "absent"
+    more: Mapping[str, Answer] = field(default_factory=dict)
+    known: Mapping[str, Any] = field(default_factory=dict)  # of the request
+    then: str | None = None  # the error of a good picture of that host, asked for next
+    n_robots: int = 1
+    n_found: int | None = None
+    unchanged: bool = False
+
+    @property
+    def pages(self) -> dict[str, Answer]:
+        pages: dict[str, Answer] = {"/a": self.page, "/good.jpg": answer(body=PICTURE), **self.more}
+        return pages | ({"/robots.txt": self.robots} if self.robots else {})
+
+
+def case(name: str, page: Answer, code: str | None = None, attempts: int = 1, status: int | None = 200, **more: Any) -> Any:
+    return pytest.param(Case(page=page, code=code, attempts=attempts, status=status, **more), id=name)
+
+
+def robots(name: str, rules: Answer, code: str | None, decision: str, **more: Any) -> Any:
+    """A case of a good picture behind a robots.txt."""
+    then = more.pop("then", code)
+    status = 200 if code is None else None
+    given = Case(page=answer(body=PICTURE), code=code, status=status, robots=rules, decision=decision, then=then, **more)
+    return pytest.param(given, id=name)
+
+
+# -- answers that take more than bytes --------------------------------------------------------------------------------
+
+
+def raw(*parts: bytes, ending: str = "close", pause_s: float = 0.0) -> Answer:
+    """An answer in parts, with a pause before each further one; then the connection is closed, reset or kept."""
+
+    async def page(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, asked: Asked) -> None:
+        for n, part in enumerate(parts):
+            if n and pause_s:
+                await asyncio.sleep(pause_s)
+            writer.write(part)
+            await writer.drain()
+        if ending == "reset":
+            await asyncio.sleep(0.05)  # what was written is to arrive
+            await reset(reader, writer, asked)
+        elif ending == "close":
+            raise ConnectionAbortedError
+        elif ending == "silence":
+            await silent(reader, writer, asked)
+
+    return page
+
+
+def endless(head: bytes, part: bytes, pause_s: float = 0.0) -> Answer:
+    async def page(_: Any, writer: asyncio.StreamWriter, asked: Asked) -> None:
+        writer.write(head)
+        while True:
+            writer.write(part)
+            await writer.drain()
+            await asyncio.sleep(pause_s)
+
+    return page
+
+
+def soon(seconds: int, *then: bytes) -> list[Any]:
+    async def page(_: Any, writer: asyncio.StreamWriter, asked: Asked) -> None:
+        at = format_datetime(datetime.now(UTC) + timedelta(seconds=seconds), usegmt=True)
+        writer.write(answer("429 Slow down", Retry_After=at))
+        await writer.drain()
+
+    return [page, *then]
+
+
+def head(status: str = "200 OK", *lines: bytes) -> bytes:
+    return b"\r\n".join([b"HTTP/1.1 " + status.encode(), *lines, b"", b""])
+
+
+def length(n: int) -> bytes:
+    return f"Content-Length: {n}".encode()
+
+
+def chunked(*chunks: bytes, last: bytes = b"0\r\n\r\n") -> bytes:
+    return b"".join(f"{len(chunk):x}\r\n".encode() + chunk + b"\r\n" for chunk in chunks) + last
+
+
+def squeezed(n_bytes: int) -> bytes:
+    return gzip.compress(b"\0" * n_bytes)
+
+
+OK = answer(body=PICTURE)
+KNOWN = {"media_id": "0" * 64, "etag": '"1"', "last_modified": "Mon, 01 Jan 2024 00:00:00 GMT", "recrawl_s": 86400.0}
+PAGE = {"expects": "page", "depth": 0, "source": "site"}
+LINK = b'<p>\xe4</p><a href="/b">b</a>'
+CHUNKED = b"Transfer-Encoding: chunked"
+HTML = "text/html"
+
+ANSWERS = [
+    # -- bodies
+    case("good", OK),
+    case("zero-bytes", answer(), "empty"),
+    case("no-content", answer("204 No Content"), "empty", status=204),
+    case("reset-content", answer("205 Reset Content"), "empty", status=205),
+    case("transformed", answer("203 Transformed", body=PICTURE), status=203),
+    case("part-not-asked-for", answer("206 Partial Content", body=PICTURE, Content_Range="bytes 0-9/99"),
+         "http_server_error", 2, 206),
+    case("picture-as-html", answer(body=PICTURE, Content_Type=HTML)),
+    case("picture-as-unknown-charset", answer(body=PICTURE, Content_Type="image/jpeg; charset=\x01x")),
+    case("html-as-picture", answer(body=b"<html>no</html>", Content_Type="image/jpeg"), "not_media"),
+    case("json", answer(body=b'{"error": "no"}'), "not_media"),
+    case("svg", answer(body=b'<svg xmlns="http://www.w3.org/2000/svg"/>'), "unsupported_format"),
+    case("pdf", answer(body=b"%PDF-1.7 ..."), "unsupported_format"),
+    case("noise", answer(body=bytes(range(256)) * 3), "unsupported_format"),
+    case("picture-that-is-a-script", answer(body=b"GIF89a/*\x01\x00\x01\x00\x00*/=1;alert(1)//")),
+    case("picture-of-3600-megapixels", answer(body=b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\xea\x60\0\0\xea\x60\x08\2\0\0\0"
+         + zlib.crc32(b"IHDR\0\0\xea\x60\0\0\xea\x60\x08\2\0\0\0").to_bytes(4, "big"))),
+    case("too-large-as-it-says", answer(body=b"x" * (CAP + 1)), "too_large"),
+    case("too-large-but-does-not-say", raw(head() + b"x" * (CAP + 1)), "too_large"),
+    case("as-large-as-may-be", answer(body=PICTURE + b"x" * (CAP - len(PICTURE)))),
+    case("endless", endless(head(), b"x" * 4096), "too_large"),
+    case("endless-in-chunks", endless(head("200 OK", CHUNKED), b"1000\r\n" + b"x" * 4096 + b"\r\n"), "too_large"),
+    case("slow-drip", endless(head("200 OK", length(100)), b"x", 0.1), "timeout", 2),
+    case("drip-of-chunks", endless(head("200 OK", CHUNKED), b"1\r\nx\r\n", 0.1), "timeout", 2),
+    case("drip-of-headers", endless(b"HTTP/1.1 200 OK\r\n", b"X: y\r\n", 0.1), "timeout", 2, None),
+    case("silent", silent, "timeout", 2, None),
+    case("silent-after-the-head", raw(head("200 OK", length(99)), ending="silence"), "timeout", 2),
+    # -- lengths that lie
+    case("length-too-long", raw(head("200 OK", length(5000)) + PICTURE), "connection_failed", 2),
+    case("length-too-short", raw(head("200 OK", length(300)) + PICTURE, ending="keep")),
+    case("length-none-and-body", raw(head("200 OK", length(0)) + PICTURE, ending="keep"), "empty"),
+    case("length-huge", raw(head("200 OK", length(10**15)) + PICTURE), "too_large"),
+    case("length-beyond-64-bits", raw(head("200 OK", length(10**30)) + PICTURE), "connection_failed", 2, None),
+    case("length-negative", raw(head("200 OK", length(-1)) + PICTURE), "connection_failed", 2, None),
+    case("length-no-number", raw(head("200 OK", b"Content-Length: 1_0") + PICTURE), "connection_failed", 2, None),
+    case("lengths-that-differ", raw(head("200 OK", length(10), length(20)) + PICTURE), "connection_failed", 2, None),
+    case("length-and-chunks", raw(head("200 OK", CHUNKED, length(3)) + chunked(PICTURE)), "connection_failed", 2, None),
+    case("reset-in-mid-body", raw(head("200 OK", length(5000)) + PICTURE, ending="reset"), "connection_failed", 2),
+    case("reset-in-mid-head", raw(b"HTTP/1.1 200 OK\r\nX:", ending="reset"), "connection_failed", 2, None),
+    case("reset-at-once", reset, "connection_failed", 2, None),
+    case("reset-once", [reset, OK], None, 2),
+    case("closed-at-once", raw(b""), "connection_failed", 2, None),
+    # -- chunks
+    case("chunks", raw(head("200 OK", CHUNKED) + chunked(PICTURE[:99], PICTURE[99:]), ending="keep")),
+    case("chunk-size-no-number", raw(head("200 OK", CHUNKED) + b"zz\r\n" + PICTURE), "connection_failed", 2),
+    case("chunk-size-negative", raw(head("200 OK", CHUNKED) + b"-5\r\n" + PICTURE), "connection_failed", 2),
+    case("chunk-size-beyond-64-bits", raw(head("200 OK", CHUNKED) + b"f" * 17 + b"\r\n" + PICTURE), "connection_failed", 2),
+    case("chunk-size-too-short", raw(head("200 OK", CHUNKED) + b"5\r\n" + PICTURE), "connection_failed", 2),
+    case("chunks-without-an-end", raw(head("200 OK", CHUNKED) + chunked(PICTURE, last=b"")), "connection_failed", 2),
+    case("chunk-extension-endless", endless(head("200 OK", CHUNKED) + b"5;", b"x" * 4096), "timeout", 2),
+    case("trailers-endless", endless(head("200 OK", CHUNKED) + b"0\r\n", b"X: y\r\n" * 1000), "connection_failed", 2),
+    # -- bombs, and encodings that nobody asked for
+    case("gzip", answer(body=gzip.compress(PICTURE), Content_Encoding="gzip")),
+    case("gzip-bomb", answer(body=squeezed(20_000_000), Content_Encoding="gzip"), "too_large"),
+    case("deflate-bomb", answer(body=zlib.compress(b"\0" * 20_000_000), Content_Encoding="deflate"), "too_large"),
+    case("brotli-bomb", answer(body=brotli.compress(b"\0" * 20_000_000, quality=1), Content_Encoding="br"), "too_large"),
+    case("gzip-of-gzip-bomb", answer(body=gzip.compress(squeezed(20_000_000)), Content_Encoding="gzip, gzip"),
+         "unsupported_format"),
+    case("gzip-of-many-members", answer(body=gzip.compress(b"") * 3000, Content_Encoding="gzip"), "connection_failed", 2),
+    case("no-gzip-but-says-so", answer(body=PICTURE, Content_Encoding="gzip"), "connection_failed", 2),
+    case("encoding-unknown", answer(body=PICTURE, Content_Encoding="rot13")),
+    case("not-found-with-a-bomb", answer("404 No", body=squeezed(10_000_000), Content_Encoding="gzip"), "not_found", 1, 404),
+    case("not-found-with-no-gzip", answer("404 No", body=PICTURE, Content_Encoding="gzip"), "not_found", 1, 404),
+    case("not-found-cut", raw(head("404 No", length(5000)) + b"x"), "not_found", 1, 404),
+    case("not-found-silent", raw(head("404 No", length(5000)) + b"x", ending="silence"), "not_found", 1, 404),
+    case("not-found-endless", endless(head("404 No"), b"x" * 4096), "not_found", 1, 404),
+    # -- statuses
+    case("forbidden", answer("403 Forbidden"), "http_client_error", 1, 403),
+    case("gone", answer("410 Gone"), "not_found", 1, 410),
+    case("who-are-you", answer("401 No", WWW_Authenticate='Basic realm="a"'), "http_client_error", 1, 401),
+    case("legal-reasons", answer("451 No"), "http_client_error", 1, 451),
+    case("status-999", answer("999 No"), "http_server_error", 2, 999),
+    case("early-hints", raw(head("103 Early Hints", b"Link: </x>"), OK, ending="keep")),
+    case("continue-not-asked-for", raw(head("100 Continue") * 3 + OK, ending="keep")),
+    case("early-hints-endless", endless(b"", head("103 Early Hints")), "timeout", 2, None),
+    case("switching-protocols", raw(head("101 Switching", b"Upgrade: x", b"Connection: upgrade") + PICTURE),
+         "redirect_refused", 1, 101),
+    case("old-protocol", raw(b"HTTP/1.0 200 OK\r\n\r\n" + PICTURE)),
+    case("http-0.9", raw(PICTURE), "connection_failed", 2, None),
+    case("http-0.9-text", raw(b"<html>hello</html>\r\n\r\n"), "connection_failed", 2, None),
+    case("no-such-protocol", raw(b"HTTP/9.9 200 OK\r\n\r\n" + PICTURE), "connection_failed", 2, None),
+    case("status-of-four-digits", raw(b"HTTP/1.1 2000 OK\r\n\r\n" + PICTURE), "connection_failed", 2, None),
+    case("500-then-good", [answer("500 No"), OK], None, 2),
+    case("502-and-504", [answer("502 No"), answer("504 No"), OK], "http_server_error", 2, 504),
+    case("503-then-reset", [answer("503 No", Retry_After="0"), reset, OK], "connection_failed", 2, None),
+    # -- waits
+    case("wait-a-second", [answer("429 Slow", Retry_After="1"), OK], None, 2),
+    case("wait-until-a-date", soon(2, OK), None, 2),
+    case("wait-until-a-date-past", soon(-9999, OK), None, 2),
+    case("wait-two-hours", answer("429 Slow", Retry_After="7200"), "rate_limited", 1, 429, then="deferred"),
+    case("wait-until-a-late-date", soon(7200), "rate_limited", 1, 429, then="deferred"),
+    case("wait-for-ever", answer("503 Slow", Retry_After="9" * 999), "http_server_error", 1, 503, then="deferred"),
+    case("wait-for-no-time", answer("429 Slow", Retry_After="0"), "rate_limited", 2, 429),
+    case("wait-for-less-than-none", answer("429 Slow", Retry_After="-7200"), "rate_limited", 2, 429),
+    case("wait-as-long-as-that", answer("429 Slow", Retry_After="\x01soon\t"), "rate_limited", 2, 429),
+    case("wait-in-two-lines", raw(head("429 Slow", b"Retry-After: 1\r\n 7200", length(0)), ending="keep"),
+         "rate_limited", 2, 429),
+    # -- redirects
+    case("redirect", answer("302 Found", Location="/good.jpg")),
+    case("redirect-to-nowhere", answer("302 Found"), "redirect_refused", 1, 302),
+    case("redirect-to-itself", answer("302 Found", Location="/a"), "redirect_refused", 1, 302),
+    case("redirect-in-a-ring", answer("302 Found", Location="/b"), "redirect_refused", 1, 302,
+         more={"/b": answer("307 There", Location="/a")}),
+    case("redirects-two", answer("302 Found", Location="/b"), more={"/b": answer("308 There", Location="/good.jpg")}),
+    case("redirects-three", answer("302 Found", Location="/b"), "redirect_refused", 1, 302,
+         more={"/b": answer("302 Found", Location="/c"), "/c": answer("302 Found", Location="/good.jpg")}),
+    case("redirect-to-files", answer("302 Found", Location="file:///etc/passwd"), "redirect_refused", 1, 302),
+    case("redirect-to-gopher", answer("302 Found", Location="gopher://127.0.0.1:70/_x"), "redirect_refused", 1, 302),
+    case("redirect-with-a-password", answer("302 Found", Location="http://u:p@127.0.0.1/x"), "redirect_refused", 1, 302),
+    case("redirect-to-ssh", answer("302 Found", Location="http://127.0.0.1:22/"), "redirect_refused", 1, 302),
+    case("redirect-to-metadata", answer("302 Found", Location="http://169.254.169.254/latest"), "blocked_address", 1, 302),
+    case("redirect-to-a-private-address", answer("302 Found", Location="http://10.0.0.1/x"), "blocked_address", 1, 302),
+    case("redirect-to-another-port", answer("302 Found", Location="http://127.0.0.1:65001/"), "blocked_address", 1, 302),
+    case("redirect-to-a-mapped-address", answer("302 Found", Location="http://[::ffff:127.0.0.1]:65001/"),
+         "blocked_address", 1, 302),
+    case("redirect-to-a-number", answer("302 Found", Location="http://2130706433:65001/"), "blocked_address", 1, 302),
+    case("redirect-to-a-redirect-to-a-private-address", answer("302 Found", Location="/b"), "blocked_address", 1, 302,
+         more={"/b": answer("302 Found", Location="//192.168.1.1/x")}),
+    case("redirect-with-a-body-cut", raw(head("302 Found", b"Location: /good.jpg", length(900)) + b"x")),
+    case("redirect-with-a-bomb", answer("302 Found", body=squeezed(10_000_000), Content_Encoding="gzip", Location="/good.jpg")),
+    case("redirect-said-twice", raw(head("302 Found", *[b"Location: /good.jpg"] * 2, length(0)), ending="keep")),
+    case("redirect-with-line-ends", answer("302 Found", Location="/good.jpg%0d%0aX-Evil:%201"), "not_found", 1, 404),
+    case("redirect-with-a-tab-and-nul", answer("302 Found", Location="/go\tod.jpg")),
+    case("redirect-in-a-refresh", answer(Refresh="0; url=http://10.0.0.1/"), "empty"),
+    case("redirect-more-than-one-choice", answer("300 Choices", Location="/good.jpg"), "redirect_refused", 1, 300),
+    case("use-proxy", answer("305 Use Proxy", Location="http://10.0.0.1:8080"), "redirect_refused", 1, 305),
+    # -- headers
+    case("header-of-100-KB", raw(head("200 OK", b"X: " + b"y" * 100_000) + PICTURE), "connection_failed", 2, None),
+    case("headers-many", raw(head("200 OK", *[b"X: y"] * 5000) + PICTURE), "connection_failed", 2, None),
+    case("headers-endless", endless(b"HTTP/1.1 200 OK\r\n", b"X: y\r\n" * 1000), "connection_failed", 2, None),
+    case("header-endless", endless(b"HTTP/1.1 200 OK\r\nX: ", b"y" * 4096), "connection_failed", 2, None),
+    case("reason-endless", endless(b"HTTP/1.1 200 ", b"y" * 4096), "connection_failed", 2, None),
+    case("nul-in-a-header", raw(head("200 OK", b"X: a\0b", length(len(PICTURE))) + PICTURE), "connection_failed", 2, None),
+    case("bytes-that-are-no-text", raw(head("200 OK", b'ETag: "\xff\xfe"', length(len(PICTURE))) + PICTURE, ending="keep")),
+    case("header-without-a-colon", raw(head("200 OK", b"nonsense", length(len(PICTURE))) + PICTURE), "connection_failed", 2, None),
+    case("cookie", answer(body=PICTURE, Set_Cookie="session=1; Path=/; Max-Age=9999999")),
+    case("opted-out", answer(body=PICTURE, X_Robots_Tag="noai"), "opted_out"),
+    case("opted-out-otherwise", answer(body=PICTURE, TDM_Reservation="1"), "opted_out"),
+    case("opted-out-endless", endless(head("200 OK", b"X-Robots-Tag: noai"), b"x" * 4096), "opted_out"),
+    case("opted-out-for-others", answer(body=PICTURE, X_Robots_Tag="otherbot: noai")),
+    # -- what is the same
+    case("same-not-asked-for", answer("304 Not Modified"), "redirect_refused", 1, 304),
+    case("same-without-a-tag", answer("304 Not Modified"), status=304, known=KNOWN, unchanged=True),
+    case("same-with-another-tag", answer("304 Not Modified", ETag='"2"'), status=304, known=KNOWN, unchanged=True),
+    case("tag-that-changes", answer(body=PICTURE, ETag='"2"'), known=KNOWN),
+    case("tag-with-line-ends", OK, known={**KNOWN, "etag": '"1"\r\nX-Evil: 1'}),
+    case("tag-with-nul", OK, known={**KNOWN, "etag": '"\0"'}),
+    case("date-with-line-ends", OK, known={**KNOWN, "last_modified": "Mon\r\nX-Evil: 1"}),
+    case("part-of-what-is-known", answer("206 Partial Content", body=PICTURE), "http_server_error", 2, 206, known=KNOWN),
+    case("precondition-failed", answer("412 No"), "http_client_error", 1, 412, known=KNOWN),
+    # -- pages
+    case("page", answer(body=LINK, Content_Type=HTML), known=PAGE, n_found=2),
+    case("page-of-no-charset", answer(body=LINK, Content_Type="text/html; charset=klingon"), known=PAGE, n_found=2),
+    case("page-of-a-wrong-charset", answer(body=LINK, Content_Type="text/html; charset=utf-16"), known=PAGE, n_found=2),
+    case("page-of-nul-bytes", answer(body=b"<html>\0\0" + LINK, Content_Type=HTML), known=PAGE, n_found=2),
+    case("page-that-is-a-picture", answer(body=PICTURE, Content_Type=HTML), known=PAGE),
+    case("page-that-is-a-bomb", answer(body=squeezed(20_000_000), Content_Type=HTML, Content_Encoding="gzip"),
+         "too_large", known=PAGE),
+    case("page-that-nests", answer(body=b"<div>" * 15_000 + LINK, Content_Type=HTML), known=PAGE, n_found=2),
+    case("sitemap-that-is-a-bomb", answer(body=squeezed(80_000_000)), known={**PAGE, "expects": "sitemap"}, n_found=0),
+]
+NO = b"User-agent: *\nDisallow: /\n"
+NO_A = b"User-agent: *\nDisallow: /a\n"
+
+
+def redirects(n: int, last: Answer) -> dict[str, Answer]:
+    """A robots.txt so many redirects before `last`."""
+    return {f"/r{i}": answer("301 Moved", Location=f"/r{i + 1}") for i in range(1, n)} | {f"/r{n}": last}
+
+
+TO_R = answer("301 Moved", Location="/r1")
+ROBOTS = [
+    robots("allows", answer(body=b"User-agent: *\nAllow: /\n"), None, "allowed"),
+    robots("refuses", answer(body=NO), "robots_disallowed", "disallowed"),
+    robots("refuses-this", answer(body=NO_A), "robots_disallowed", "disallowed", then=None),
+    robots("empty", answer(), None, "allowed"),
+    robots("no-content", answer("204 No Content"), None, "allowed"),
+    robots("not-found", answer("404 Not Found", body=NO), None, "absent"),
+    robots("unauthorized", answer("401 No", WWW_Authenticate="Basic"), None, "absent"),
+    robots("forbidden", answer("403 No"), None, "absent"),
+    robots("too-many-requests", answer("429 No", Retry_After="0"), "rate_limited", "unreachable", n_robots=2),
+    robots("server-error", answer("500 No"), "http_server_error", "unreachable", n_robots=2),
+    robots("unavailable", answer("503 No", Retry_After="0"), "http_server_error", "unreachable", n_robots=2),
+    robots("unavailable-once", [answer("503 No", Retry_After="0"), answer(body=NO)], "robots_disallowed", "disallowed",
+           n_robots=2),
+    robots("status-999", answer("999 No"), "http_server_error", "unreachable", n_robots=2),
+    robots("a-part", answer("206 Partial Content", body=b"User-agent: *\n"), "http_server_error", "unreachable", n_robots=2),
+    robots("same-not-asked-for", answer("304 Not Modified"), "redirect_refused", "unreachable"),
+    robots("silent", silent, "timeout", "unreachable", n_robots=2),
+    robots("silent-in-mid-body", raw(head("200 OK", length(900)) + NO, ending="silence"), "timeout", "unreachable", n_robots=2),
+    robots("drip", endless(head("200 OK", length(900)), b"#", 0.1), "timeout", "unreachable", n_robots=2),
+    robots("reset", reset, "connection_failed", "unreachable", n_robots=2),
+    robots("reset-in-mid-body", raw(head("200 OK", length(900)) + b"User", ending="reset"), "connection_failed",
+           "unreachable", n_robots=2),
+    robots("length-too-long", raw(head("200 OK", length(900)) + b"User"), "connection_failed", "unreachable", n_robots=2),
+    robots("http-0.9", raw(NO), "connection_failed", "unreachable", n_robots=2),
+    robots("not-found-cut", raw(head("404 No", length(900)) + NO), None, "absent"),
+    robots("not-found-silent", raw(head("404 No", length(900)) + NO, ending="silence"), None, "absent"),
+    robots("not-found-endless", endless(head("404 No"), b"#" * 4096), None, "absent"),
+    robots("not-found-with-no-gzip", answer("404 No", body=NO, Content_Encoding="gzip"), None, "absent"),
+    robots("499-KiB", answer(body=b"#" * 499 * 1024 + b"\n" + NO), "robots_disallowed", "disallowed"),
+    robots("501-KiB", answer(body=NO + b"#" * 501 * 1024), "robots_disallowed", "disallowed"),
+    robots("rules-beyond-500-KiB", answer(body=b"#" * 500 * 1024 + b"\n" + NO), None, "allowed"),
+    robots("endless", endless(head(), NO + b"#" * 4096), "robots_disallowed", "disallowed"),
+    robots("endless-line", endless(head(), b"#" * 4096), None, "allowed"),
+    robots("gzip", answer(body=gzip.compress(NO), Content_Encoding="gzip"), "robots_disallowed", "disallowed"),
+    robots("gzip-without-a-word", answer(body=gzip.compress(NO)), None, "allowed"),
+    robots("gzip-bomb", answer(body=gzip.compress(NO + b"#" * 20_000_000), Content_Encoding="gzip"), "robots_disallowed",
+           "disallowed"),
+    robots("no-gzip-but-says-so", answer(body=NO, Content_Encoding="gzip"), "connection_failed", "unreachable", n_robots=2),
+    robots("byte-order-mark", answer(body=b"\xef\xbb\xbf" + NO), "robots_disallowed", "disallowed"),
+    robots("utf-16", answer(body=NO.decode().encode("utf-16")), "robots_disallowed", "disallowed"),
+    robots("carriage-returns", answer(body=NO.replace(b"\n", b"\r")), "robots_disallowed", "disallowed"),
+    robots("html", answer(body=b"<!doctype html><html>\nUser-agent: *<br>Disallow: /</html>", Content_Type=HTML), None, "allowed"),
+    robots("picture", answer(body=PICTURE, Content_Type="image/jpeg"), None, "allowed"),
+    robots("as-a-picture", answer(body=NO, Content_Type="image/jpeg"), "robots_disallowed", "disallowed"),
+    robots("of-an-unknown-charset", answer(body=NO, Content_Type="text/plain; charset=klingon"), "robots_disallowed",
+           "disallowed"),
+    robots("opted-out", answer(body=NO_A.replace(b"/a", b"/x"), X_Robots_Tag="noai"), None, "allowed"),
+    robots("redirect", TO_R, "robots_disallowed", "disallowed", more=redirects(1, answer(body=NO))),
+    robots("redirects-5", TO_R, "robots_disallowed", "disallowed", more=redirects(5, answer(body=NO))),
+    robots("redirects-6", TO_R, None, "absent", more=redirects(6, answer(body=NO))),
+    robots("redirect-to-itself", answer("302 Found", Location="/robots.txt"), None, "absent", n_robots=6),
+    robots("redirect-to-nowhere", answer("302 Found"), None, "absent"),
+    robots("redirect-to-files", answer("302 Found", Location="file:///etc/passwd"), None, "absent"),
+    robots("redirect-to-an-error", TO_R, "http_server_error", "unreachable", more=redirects(1, answer("500 No")), n_robots=2),
+    robots("redirect-to-a-private-address", answer("302 Found", Location="http://10.0.0.1/robots.txt"), "blocked_address",
+           "unreachable"),
+    robots("redirect-with-a-body-cut", raw(head("302 Found", b"Location: /r1", length(900)) + b"x"), "robots_disallowed",
+           "disallowed", more=redirects(1, answer(body=NO))),
+]  # fmt: skip
+
+
+# -- all of them in one call ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What became of a case."""
+
+    outcome: Outcome
+    then: Outcome
+    site: Site
+
+
+def sockets() -> set[str]:
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            found.add(os.readlink(f"/proc/self/fd/{name}"))
+    return {one for one in found if one.startswith("socket:")}
+
+
+async def all_of(requests: Iterable[Request], settings: Settings) -> list[Outcome]:
+    """The outcomes of one call of the fetcher, which leaves no task and no unseen exception behind."""
+    unseen: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unseen.append(context))
+    found = [one async for one in fetch_all(requests, settings)]
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    await asyncio.sleep(0.05)  # for what is closed soon
+    assert unseen == []
+    return [one for one in found if isinstance(one, Outcome)]
+
+
+def asked_at(site: Site, path: str, **known: Any) -> Request:
+    url = site.url(path)
+    return Request(doc_id=doc_id(url), url=url, host=canonical_url(url).host, **known)
+
+
+@pytest.fixture(scope="module")
+def seen(request: pytest.FixtureRequest) -> Iterator[dict[int, Seen]]:
+    """What became of the cases that this run of the tests has, each on a host of its own, by the case's id()."""
+    params = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
+    cases = {id(one["case"]): one["case"] for one in params if isinstance(one.get("case"), Case)}
+    places = [(f"127.0.0.{2 + n % 200}", one.pages) for n, one in enumerate(cases.values())]
+    before = sockets()
+    with serving_all(places) as sites:
+        asked = {key: asked_at(site, "/a", **cases[key].known) for key, site in zip(cases, sites, strict=True)}
+        good = {key: asked_at(site, "/good.jpg") for key, site in zip(cases, sites, strict=True)}
+        hosts = frozenset(site.address for site in sites)
+        bounds = {"site": Bounds(source="site", hosts=hosts, depth=3, sitemaps=True)}
+        settings = replace(SETTINGS, exemptions=parse_exemptions(hosts), sites=bounds)
+        servers = sockets()
+        found = asyncio.run(all_of([*asked.values(), *good.values()], settings))
+        for _ in range(100):
+            if not any(site.n_open for site in sites):
+                break
+            __import__("time").sleep(0.02)
+        assert Counter(one.request.url for one in found) == Counter(one.url for one in [*asked.values(), *good.values()])
+        by_url = {one.request.url: one for one in found}
+        assert sockets() - servers == set() and before <= servers
+        yield {
+            key: Seen(by_url[asked[key].url], by_url[good[key].url], site) for key, site in zip(cases, sites, strict=True)
+        }
+
+
+def code(outcome: Outcome) -> str | None:
+    """The error; without one there is content, or the news that nothing is new."""
+    is_good = outcome.error is None and outcome.found is None and not outcome.is_unchanged
+    assert (outcome.content is not None) == is_good
+    return outcome.error["code"] if outcome.error else None
+
+
+def hold(case: Case, seen: Mapping[int, Seen]) -> None:
+    """That what became of a case is what is expected."""
+    outcome, then, site = seen[id(case)].outcome, seen[id(case)].then, seen[id(case)].site
+    last = outcome.attempts[-1]
+    print(outcome.error, [a.error for a in outcome.attempts])
+    assert (code(outcome), len(outcome.attempts), last.http_status) == (case.code, case.attempts, case.status)
+    assert (last.error, last.robots, outcome.is_unchanged) == (outcome.error, case.decision, case.unchanged)
+    assert outcome.opted_out == (case.code == "opted_out")
+    assert (outcome.next_fetch_at is not None) == (case.code in LATER)
+    assert all(attempt.bytes <= CAP for attempt in outcome.attempts)
+    assert (None if outcome.found is None else len(outcome.found)) == case.n_found
+    assert code(then) == case.then
+    str(outcome).encode()  # it can be stored
+    for asked in site.log:
+        assert asked.headers["accept-encoding"] == "identity"
+        assert not asked.headers.keys() & {"cookie", "authorization", "referer", "range", "x-evil"}
+    paths = [asked.path for asked in site.log]
+    assert paths[0] == "/robots.txt" and paths.count("/robots.txt") == case.n_robots
+    assert site.n_open == 0
+
+
+@pytest.mark.parametrize("case", ANSWERS)
+def test_an_answer_has_its_row_and_the_next_of_its_host_is_good(case: Case, seen: dict[int, Seen]) -> None:
+    hold(case, seen)
+
+
+@pytest.mark.parametrize("case", ROBOTS)
+def test_a_robots_txt_has_its_meaning_for_all_of_its_host(case: Case, seen: dict[int, Seen]) -> None:
+    hold(case, seen)
