@@ -6,22 +6,23 @@ import asyncio
 import ipaddress
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import aiohttp
 import yarl
 
 from jobs.addresses import Dialled, Exemptions, checked_socket, dialled, is_public
-from jobs.outcomes import REDIRECTS, Failure, Trace, exception_failure, plain
+from jobs.outcomes import Failure, Trace, exception_failure, plain
 from jobs.packs import Body, Packs, StorageFailed
 from jobs.robots import AGENT
-from jobs.urls import Url
+from jobs.urls import InvalidUrl, Url, canonical_url
 
 LARGE_BYTES = 4 << 20  # a body above waits for one of N_LARGE places, which bounds memory and spool of a task
 LEAST_BYTES_PER_S = 1 << 20  # of such a body: it may take so much longer than the time of a request
 N_LARGE = 2
 DRAINED_BYTES = 16 << 10  # an unwanted body up to this is read, so that its connection can be used again
+DRAIN_S = 1.0  # for no longer than this: a new connection costs less
 MEDIA_TYPES = "image/*, video/*"
 Refuse = Callable[[aiohttp.ClientResponse], Failure | None]  # why not to read a body, from status and headers
 
@@ -70,6 +71,14 @@ def refused_literal(url: Url, wire: Wire) -> str | None:
     return f"{address} port {parsed.port} is not public"
 
 
+def location(trace: Trace, url: Url) -> Url:
+    """Where the redirect that a URL was answered with leads. Raises InvalidUrl."""
+    there = trace.headers.get("location")
+    if not there:  # an empty one would lead to the URL itself
+        raise InvalidUrl(f"HTTP {trace.http_status} without Location")
+    return canonical_url(there, url.href)
+
+
 class Exchanges:
     """The exchanges of one session, which share the places for large bodies."""
 
@@ -90,7 +99,7 @@ class Exchanges:
         """The body of one answer, redirects not followed; its facts go to `trace`. Raises Failure, StorageFailed.
 
         `refuse` looks at status and headers before the body is read, and `answered` is told that they are there. More
-        than `max_bytes` may come back. The caller closes the body.
+        than `max_bytes` may come back, and nothing of an answer other than 2xx. The caller closes the body.
         """
         trace.final_url, trace.http_status, trace.headers = url.href, None, {}  # of this hop, not of the one before
         seen = Dialled()
@@ -114,14 +123,13 @@ class Exchanges:
         self, response: aiohttp.ClientResponse, trace: Trace, deadline: asyncio.Timeout, max_bytes: int, refuse: Refuse
     ) -> Body:
         trace.http_status = response.status
-        trace.headers = {name.lower(): plain(", ".join(response.headers.getall(name))) for name in response.headers}
+        said = {name.lower(): dict.fromkeys(response.headers.getall(name)) for name in response.headers}
+        trace.headers = {name: plain(", ".join(values)) for name, values in said.items()}
         refused = refuse(response)
-        if refused is None and response.status not in REDIRECTS:
+        if refused is None and 200 <= response.status < 300:
             return await self._read(response, trace, deadline, max_bytes)
-        if response.content_length is not None and response.content_length <= DRAINED_BYTES:
-            await response.read()
-        else:
-            response.close()
+        deadline.reschedule(None)  # status and headers say all, however the rest arrives
+        await _drain(response)
         if refused is not None:
             raise refused
         return Body()
@@ -154,6 +162,20 @@ class Exchanges:
         await self._large.acquire()
         body.closing.callback(self._large.release)
         deadline.reschedule(now() + left_s)
+
+
+async def _drain(response: aiohttp.ClientResponse) -> None:
+    """Read a body that nobody wants; a large, slow or broken one costs its connection, and no more."""
+    n_bytes = 0
+    with suppress(Exception):
+        async with asyncio.timeout(DRAIN_S):
+            # In chunks: all at once would be decompressed without a limit.
+            while max(n_bytes, response.content_length or 0) <= DRAINED_BYTES:
+                if not (chunk := await response.content.readany()):
+                    break
+                n_bytes += len(chunk)
+    if not response.content.at_eof():
+        response.close()
 
 
 def _when(deadline: asyncio.Timeout) -> float:

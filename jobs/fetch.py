@@ -13,7 +13,7 @@ from typing import Any
 
 import aiohttp
 
-from jobs.exchange import Exchanges, Refuse, Wire, opened_session, refused_literal
+from jobs.exchange import Exchanges, Refuse, Wire, location, opened_session, refused_literal
 from jobs.fetch_settings import Settings
 from jobs.hosts import Counted, HostState, restore, state_of
 from jobs.outcomes import (
@@ -94,7 +94,10 @@ class _Crawler:
 
     def begin(self, request: Request, leave: Leave) -> Coroutine[Any, Any, object]:
         """The work that the turn of a request is used for: the first of a host is for its robots.txt."""
-        url = canonical_url(request.url)
+        try:
+            url = canonical_url(request.url)
+        except InvalidUrl:
+            return self._one(request, leave)  # which says so in its outcome
         if self.rules.are_known(url):
             return self._one(request, leave)
         self.rules.ask(url, leave)  # now: nobody else may begin to in between
@@ -159,7 +162,7 @@ class _Crawler:
         """
         conditions = {"If-None-Match": request.etag, "If-Modified-Since": request.last_modified}
         is_known = request.media_id is not None or request.expects is not None
-        headers = {name: value for name, value in conditions.items() if value and is_known}
+        headers = {name: value for name, value in conditions.items() if value and is_known and value.isprintable()}
         max_bytes = min(self.settings.max_bytes, MAX_BYTES.get(request.expects or "", self.settings.max_bytes))
         accept = {"Accept": PAGE_TYPES} if request.expects is not None else {}
 
@@ -200,7 +203,7 @@ class _Crawler:
                     raise too_large("the body", max_bytes)
                 return body
             try:
-                url = canonical_url(trace.headers.get("location", ""), url.href)
+                url = location(trace, url)
             except InvalidUrl as e:
                 raise Failure(ErrorCode.REDIRECT_REFUSED, str(e)) from e
             if (reason := self.settings.taken_down.of_url(doc_id(url.href), url.host)) is not None:

@@ -67,9 +67,9 @@ def jpeg(shade: int = 0, width: int = 20, height: int = 10) -> bytes:
     return file.getvalue()
 
 
-async def silent(_: asyncio.StreamReader, writer: asyncio.StreamWriter, asked: Asked) -> None:
-    """No answer."""
-    await asyncio.sleep(60)
+async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, asked: Asked) -> None:
+    """No answer until the client gives up."""
+    await reader.read()
 
 
 async def reset(_: asyncio.StreamReader, writer: asyncio.StreamWriter, asked: Asked) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gzip
-import os
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,6 +13,7 @@ from email.utils import format_datetime
 from typing import Any
 
 import brotli
+import psutil
 import pytest
 
 from jobs.addresses import parse_exemptions
@@ -68,7 +67,9 @@ class Case:
         return pages | ({"/robots.txt": self.robots} if self.robots else {})
 
 
-def case(name: str, page: Answer, code: str | None = None, attempts: int = 1, status: int | None = 200, **more: Any) -> Any:
+def case(
+    name: str, page: Answer, code: str | None = None, attempts: int = 1, status: int | None = 200, **more: Any
+) -> Any:
     return pytest.param(Case(page=page, code=code, attempts=attempts, status=status, **more), id=name)
 
 
@@ -76,7 +77,9 @@ def robots(name: str, rules: Answer, code: str | None, decision: str, **more: An
     """A case of a good picture behind a robots.txt."""
     then = more.pop("then", code)
     status = 200 if code is None else None
-    given = Case(page=answer(body=PICTURE), code=code, status=status, robots=rules, decision=decision, then=then, **more)
+    given = Case(
+        page=answer(body=PICTURE), code=code, status=status, robots=rules, decision=decision, then=then, **more
+    )
     return pytest.param(given, id=name)
 
 
@@ -153,8 +156,13 @@ ANSWERS = [
     case("no-content", answer("204 No Content"), "empty", status=204),
     case("reset-content", answer("205 Reset Content"), "empty", status=205),
     case("transformed", answer("203 Transformed", body=PICTURE), status=203),
-    case("part-not-asked-for", answer("206 Partial Content", body=PICTURE, Content_Range="bytes 0-9/99"),
-         "http_server_error", 2, 206),
+    case(
+        "part-not-asked-for",
+        answer("206 Partial Content", body=PICTURE, Content_Range="bytes 0-9/99"),
+        "http_server_error",
+        2,
+        206,
+    ),
     case("picture-as-html", answer(body=PICTURE, Content_Type=HTML)),
     case("picture-as-unknown-charset", answer(body=PICTURE, Content_Type="image/jpeg; charset=\x01x")),
     case("html-as-picture", answer(body=b"<html>no</html>", Content_Type="image/jpeg"), "not_media"),
@@ -163,8 +171,13 @@ ANSWERS = [
     case("pdf", answer(body=b"%PDF-1.7 ..."), "unsupported_format"),
     case("noise", answer(body=bytes(range(256)) * 3), "unsupported_format"),
     case("picture-that-is-a-script", answer(body=b"GIF89a/*\x01\x00\x01\x00\x00*/=1;alert(1)//")),
-    case("picture-of-3600-megapixels", answer(body=b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\xea\x60\0\0\xea\x60\x08\2\0\0\0"
-         + zlib.crc32(b"IHDR\0\0\xea\x60\0\0\xea\x60\x08\2\0\0\0").to_bytes(4, "big"))),
+    case(
+        "picture-of-3600-megapixels",
+        answer(
+            body=b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\xea\x60\0\0\xea\x60\x08\2\0\0\0"
+            + zlib.crc32(b"IHDR\0\0\xea\x60\0\0\xea\x60\x08\2\0\0\0").to_bytes(4, "big")
+        ),
+    ),
     case("too-large-as-it-says", answer(body=b"x" * (CAP + 1)), "too_large"),
     case("too-large-but-does-not-say", raw(head() + b"x" * (CAP + 1)), "too_large"),
     case("as-large-as-may-be", answer(body=PICTURE + b"x" * (CAP - len(PICTURE)))),
@@ -177,8 +190,9 @@ ANSWERS = [
     case("silent-after-the-head", raw(head("200 OK", length(99)), ending="silence"), "timeout", 2),
     # -- lengths that lie
     case("length-too-long", raw(head("200 OK", length(5000)) + PICTURE), "connection_failed", 2),
-    case("length-too-short", raw(head("200 OK", length(300)) + PICTURE, ending="keep")),
-    case("length-none-and-body", raw(head("200 OK", length(0)) + PICTURE, ending="keep"), "empty"),
+    case("length-too-short", raw(head("200 OK", length(300)) + PICTURE), "connection_failed", 2, None),
+    case("length-none-and-body", raw(head("200 OK", length(0)) + PICTURE), "connection_failed", 2, None),
+    case("answer-to-another-question", raw(OK + answer(body=b"<html>no</html>"), ending="keep")),
     case("length-huge", raw(head("200 OK", length(10**15)) + PICTURE), "too_large"),
     case("length-beyond-64-bits", raw(head("200 OK", length(10**30)) + PICTURE), "connection_failed", 2, None),
     case("length-negative", raw(head("200 OK", length(-1)) + PICTURE), "connection_failed", 2, None),
@@ -192,24 +206,49 @@ ANSWERS = [
     case("closed-at-once", raw(b""), "connection_failed", 2, None),
     # -- chunks
     case("chunks", raw(head("200 OK", CHUNKED) + chunked(PICTURE[:99], PICTURE[99:]), ending="keep")),
-    case("chunk-size-no-number", raw(head("200 OK", CHUNKED) + b"zz\r\n" + PICTURE), "connection_failed", 2),
-    case("chunk-size-negative", raw(head("200 OK", CHUNKED) + b"-5\r\n" + PICTURE), "connection_failed", 2),
-    case("chunk-size-beyond-64-bits", raw(head("200 OK", CHUNKED) + b"f" * 17 + b"\r\n" + PICTURE), "connection_failed", 2),
-    case("chunk-size-too-short", raw(head("200 OK", CHUNKED) + b"5\r\n" + PICTURE), "connection_failed", 2),
+    case("chunk-size-no-number", raw(head("200 OK", CHUNKED) + b"zz\r\n" + PICTURE), "connection_failed", 2, None),
+    case("chunk-size-negative", raw(head("200 OK", CHUNKED) + b"-5\r\n" + PICTURE), "connection_failed", 2, None),
+    case(
+        "chunk-size-beyond-64-bits",
+        raw(head("200 OK", CHUNKED) + b"f" * 17 + b"\r\n" + PICTURE),
+        "connection_failed",
+        2,
+        None,
+    ),
+    case("chunk-size-too-short", raw(head("200 OK", CHUNKED) + b"5\r\n" + PICTURE), "connection_failed", 2, None),
     case("chunks-without-an-end", raw(head("200 OK", CHUNKED) + chunked(PICTURE, last=b"")), "connection_failed", 2),
     case("chunk-extension-endless", endless(head("200 OK", CHUNKED) + b"5;", b"x" * 4096), "timeout", 2),
-    case("trailers-endless", endless(head("200 OK", CHUNKED) + b"0\r\n", b"X: y\r\n" * 1000), "connection_failed", 2),
+    case(
+        "trailers-endless",
+        endless(head("200 OK", CHUNKED) + b"0\r\n" + b"X: y\r\n" * 1000, b"X: y\r\n"),
+        "connection_failed",
+        2,
+        None,
+    ),
     # -- bombs, and encodings that nobody asked for
     case("gzip", answer(body=gzip.compress(PICTURE), Content_Encoding="gzip")),
     case("gzip-bomb", answer(body=squeezed(20_000_000), Content_Encoding="gzip"), "too_large"),
     case("deflate-bomb", answer(body=zlib.compress(b"\0" * 20_000_000), Content_Encoding="deflate"), "too_large"),
-    case("brotli-bomb", answer(body=brotli.compress(b"\0" * 20_000_000, quality=1), Content_Encoding="br"), "too_large"),
-    case("gzip-of-gzip-bomb", answer(body=gzip.compress(squeezed(20_000_000)), Content_Encoding="gzip, gzip"),
-         "unsupported_format"),
-    case("gzip-of-many-members", answer(body=gzip.compress(b"") * 3000, Content_Encoding="gzip"), "connection_failed", 2),
+    case(
+        "brotli-bomb", answer(body=brotli.compress(b"\0" * 20_000_000, quality=1), Content_Encoding="br"), "too_large"
+    ),
+    case(
+        "gzip-of-gzip-bomb",
+        answer(body=gzip.compress(squeezed(20_000_000)), Content_Encoding="gzip, gzip"),
+        "unsupported_format",
+    ),
+    case(
+        "gzip-of-many-members", answer(body=gzip.compress(b"") * 3000, Content_Encoding="gzip"), "connection_failed", 2
+    ),
     case("no-gzip-but-says-so", answer(body=PICTURE, Content_Encoding="gzip"), "connection_failed", 2),
     case("encoding-unknown", answer(body=PICTURE, Content_Encoding="rot13")),
-    case("not-found-with-a-bomb", answer("404 No", body=squeezed(10_000_000), Content_Encoding="gzip"), "not_found", 1, 404),
+    case(
+        "not-found-with-a-bomb",
+        answer("404 No", body=squeezed(10_000_000), Content_Encoding="gzip"),
+        "not_found",
+        1,
+        404,
+    ),
     case("not-found-with-no-gzip", answer("404 No", body=PICTURE, Content_Encoding="gzip"), "not_found", 1, 404),
     case("not-found-cut", raw(head("404 No", length(5000)) + b"x"), "not_found", 1, 404),
     case("not-found-silent", raw(head("404 No", length(5000)) + b"x", ending="silence"), "not_found", 1, 404),
@@ -223,8 +262,13 @@ ANSWERS = [
     case("early-hints", raw(head("103 Early Hints", b"Link: </x>"), OK, ending="keep")),
     case("continue-not-asked-for", raw(head("100 Continue") * 3 + OK, ending="keep")),
     case("early-hints-endless", endless(b"", head("103 Early Hints")), "timeout", 2, None),
-    case("switching-protocols", raw(head("101 Switching", b"Upgrade: x", b"Connection: upgrade") + PICTURE),
-         "redirect_refused", 1, 101),
+    case(
+        "switching-protocols",
+        raw(head("101 Switching", b"Upgrade: x", b"Connection: upgrade") + PICTURE),
+        "redirect_refused",
+        1,
+        101,
+    ),
     case("old-protocol", raw(b"HTTP/1.0 200 OK\r\n\r\n" + PICTURE)),
     case("http-0.9", raw(PICTURE), "connection_failed", 2, None),
     case("http-0.9-text", raw(b"<html>hello</html>\r\n\r\n"), "connection_failed", 2, None),
@@ -243,31 +287,68 @@ ANSWERS = [
     case("wait-for-no-time", answer("429 Slow", Retry_After="0"), "rate_limited", 2, 429),
     case("wait-for-less-than-none", answer("429 Slow", Retry_After="-7200"), "rate_limited", 2, 429),
     case("wait-as-long-as-that", answer("429 Slow", Retry_After="\x01soon\t"), "rate_limited", 2, 429),
-    case("wait-in-two-lines", raw(head("429 Slow", b"Retry-After: 1\r\n 7200", length(0)), ending="keep"),
-         "rate_limited", 2, 429),
+    case(
+        "wait-in-two-lines",
+        raw(head("429 Slow", b"Retry-After: 1\r\n 7200", length(0)), ending="keep"),
+        "rate_limited",
+        2,
+        429,
+    ),
     # -- redirects
     case("redirect", answer("302 Found", Location="/good.jpg")),
     case("redirect-to-nowhere", answer("302 Found"), "redirect_refused", 1, 302),
     case("redirect-to-itself", answer("302 Found", Location="/a"), "redirect_refused", 1, 302),
-    case("redirect-in-a-ring", answer("302 Found", Location="/b"), "redirect_refused", 1, 302,
-         more={"/b": answer("307 There", Location="/a")}),
+    case(
+        "redirect-in-a-ring",
+        answer("302 Found", Location="/b"),
+        "redirect_refused",
+        1,
+        302,
+        more={"/b": answer("307 There", Location="/a")},
+    ),
     case("redirects-two", answer("302 Found", Location="/b"), more={"/b": answer("308 There", Location="/good.jpg")}),
-    case("redirects-three", answer("302 Found", Location="/b"), "redirect_refused", 1, 302,
-         more={"/b": answer("302 Found", Location="/c"), "/c": answer("302 Found", Location="/good.jpg")}),
+    case(
+        "redirects-three",
+        answer("302 Found", Location="/b"),
+        "redirect_refused",
+        1,
+        302,
+        more={"/b": answer("302 Found", Location="/c"), "/c": answer("302 Found", Location="/good.jpg")},
+    ),
     case("redirect-to-files", answer("302 Found", Location="file:///etc/passwd"), "redirect_refused", 1, 302),
     case("redirect-to-gopher", answer("302 Found", Location="gopher://127.0.0.1:70/_x"), "redirect_refused", 1, 302),
-    case("redirect-with-a-password", answer("302 Found", Location="http://u:p@127.0.0.1/x"), "redirect_refused", 1, 302),
+    case(
+        "redirect-with-a-password", answer("302 Found", Location="http://u:p@127.0.0.1/x"), "redirect_refused", 1, 302
+    ),
     case("redirect-to-ssh", answer("302 Found", Location="http://127.0.0.1:22/"), "redirect_refused", 1, 302),
-    case("redirect-to-metadata", answer("302 Found", Location="http://169.254.169.254/latest"), "blocked_address", 1, 302),
+    case(
+        "redirect-to-metadata", answer("302 Found", Location="http://169.254.169.254/latest"), "blocked_address", 1, 302
+    ),
     case("redirect-to-a-private-address", answer("302 Found", Location="http://10.0.0.1/x"), "blocked_address", 1, 302),
-    case("redirect-to-another-port", answer("302 Found", Location="http://127.0.0.1:65001/"), "blocked_address", 1, 302),
-    case("redirect-to-a-mapped-address", answer("302 Found", Location="http://[::ffff:127.0.0.1]:65001/"),
-         "blocked_address", 1, 302),
+    case(
+        "redirect-to-another-port", answer("302 Found", Location="http://127.0.0.1:65001/"), "blocked_address", 1, 302
+    ),
+    case(
+        "redirect-to-a-mapped-address",
+        answer("302 Found", Location="http://[::ffff:127.0.0.1]:65001/"),
+        "blocked_address",
+        1,
+        302,
+    ),
     case("redirect-to-a-number", answer("302 Found", Location="http://2130706433:65001/"), "blocked_address", 1, 302),
-    case("redirect-to-a-redirect-to-a-private-address", answer("302 Found", Location="/b"), "blocked_address", 1, 302,
-         more={"/b": answer("302 Found", Location="//192.168.1.1/x")}),
+    case(
+        "redirect-to-a-redirect-to-a-private-address",
+        answer("302 Found", Location="/b"),
+        "blocked_address",
+        1,
+        302,
+        more={"/b": answer("302 Found", Location="//192.168.1.1/x")},
+    ),
     case("redirect-with-a-body-cut", raw(head("302 Found", b"Location: /good.jpg", length(900)) + b"x")),
-    case("redirect-with-a-bomb", answer("302 Found", body=squeezed(10_000_000), Content_Encoding="gzip", Location="/good.jpg")),
+    case(
+        "redirect-with-a-bomb",
+        answer("302 Found", body=squeezed(10_000_000), Content_Encoding="gzip", Location="/good.jpg"),
+    ),
     case("redirect-said-twice", raw(head("302 Found", *[b"Location: /good.jpg"] * 2, length(0)), ending="keep")),
     case("redirect-with-line-ends", answer("302 Found", Location="/good.jpg%0d%0aX-Evil:%201"), "not_found", 1, 404),
     case("redirect-with-a-tab-and-nul", answer("302 Found", Location="/go\tod.jpg")),
@@ -280,9 +361,20 @@ ANSWERS = [
     case("headers-endless", endless(b"HTTP/1.1 200 OK\r\n", b"X: y\r\n" * 1000), "connection_failed", 2, None),
     case("header-endless", endless(b"HTTP/1.1 200 OK\r\nX: ", b"y" * 4096), "connection_failed", 2, None),
     case("reason-endless", endless(b"HTTP/1.1 200 ", b"y" * 4096), "connection_failed", 2, None),
-    case("nul-in-a-header", raw(head("200 OK", b"X: a\0b", length(len(PICTURE))) + PICTURE), "connection_failed", 2, None),
-    case("bytes-that-are-no-text", raw(head("200 OK", b'ETag: "\xff\xfe"', length(len(PICTURE))) + PICTURE, ending="keep")),
-    case("header-without-a-colon", raw(head("200 OK", b"nonsense", length(len(PICTURE))) + PICTURE), "connection_failed", 2, None),
+    case(
+        "nul-in-a-header", raw(head("200 OK", b"X: a\0b", length(len(PICTURE))) + PICTURE), "connection_failed", 2, None
+    ),
+    case(
+        "bytes-that-are-no-text",
+        raw(head("200 OK", b'ETag: "\xff\xfe"', length(len(PICTURE))) + PICTURE, ending="keep"),
+    ),
+    case(
+        "header-without-a-colon",
+        raw(head("200 OK", b"nonsense", length(len(PICTURE))) + PICTURE),
+        "connection_failed",
+        2,
+        None,
+    ),
     case("cookie", answer(body=PICTURE, Set_Cookie="session=1; Path=/; Max-Age=9999999")),
     case("opted-out", answer(body=PICTURE, X_Robots_Tag="noai"), "opted_out"),
     case("opted-out-otherwise", answer(body=PICTURE, TDM_Reservation="1"), "opted_out"),
@@ -294,18 +386,25 @@ ANSWERS = [
     case("same-with-another-tag", answer("304 Not Modified", ETag='"2"'), status=304, known=KNOWN, unchanged=True),
     case("tag-that-changes", answer(body=PICTURE, ETag='"2"'), known=KNOWN),
     case("tag-with-line-ends", OK, known={**KNOWN, "etag": '"1"\r\nX-Evil: 1'}),
+    case("tag-with-a-control", OK, known={**KNOWN, "etag": '"\x01"'}),
     case("tag-with-nul", OK, known={**KNOWN, "etag": '"\0"'}),
     case("date-with-line-ends", OK, known={**KNOWN, "last_modified": "Mon\r\nX-Evil: 1"}),
-    case("part-of-what-is-known", answer("206 Partial Content", body=PICTURE), "http_server_error", 2, 206, known=KNOWN),
+    case(
+        "part-of-what-is-known", answer("206 Partial Content", body=PICTURE), "http_server_error", 2, 206, known=KNOWN
+    ),
     case("precondition-failed", answer("412 No"), "http_client_error", 1, 412, known=KNOWN),
     # -- pages
     case("page", answer(body=LINK, Content_Type=HTML), known=PAGE, n_found=2),
     case("page-of-no-charset", answer(body=LINK, Content_Type="text/html; charset=klingon"), known=PAGE, n_found=2),
-    case("page-of-a-wrong-charset", answer(body=LINK, Content_Type="text/html; charset=utf-16"), known=PAGE, n_found=2),
+    case("page-of-a-wrong-charset", answer(body=LINK, Content_Type="text/html; charset=utf-16"), known=PAGE, n_found=1),
     case("page-of-nul-bytes", answer(body=b"<html>\0\0" + LINK, Content_Type=HTML), known=PAGE, n_found=2),
     case("page-that-is-a-picture", answer(body=PICTURE, Content_Type=HTML), known=PAGE),
-    case("page-that-is-a-bomb", answer(body=squeezed(20_000_000), Content_Type=HTML, Content_Encoding="gzip"),
-         "too_large", known=PAGE),
+    case(
+        "page-that-is-a-bomb",
+        answer(body=squeezed(20_000_000), Content_Type=HTML, Content_Encoding="gzip"),
+        "too_large",
+        known=PAGE,
+    ),
     case("page-that-nests", answer(body=b"<div>" * 15_000 + LINK, Content_Type=HTML), known=PAGE, n_found=2),
     case("sitemap-that-is-a-bomb", answer(body=squeezed(80_000_000)), known={**PAGE, "expects": "sitemap"}, n_found=0),
 ]
@@ -331,18 +430,38 @@ ROBOTS = [
     robots("too-many-requests", answer("429 No", Retry_After="0"), "rate_limited", "unreachable", n_robots=2),
     robots("server-error", answer("500 No"), "http_server_error", "unreachable", n_robots=2),
     robots("unavailable", answer("503 No", Retry_After="0"), "http_server_error", "unreachable", n_robots=2),
-    robots("unavailable-once", [answer("503 No", Retry_After="0"), answer(body=NO)], "robots_disallowed", "disallowed",
-           n_robots=2),
+    robots(
+        "unavailable-once",
+        [answer("503 No", Retry_After="0"), answer(body=NO)],
+        "robots_disallowed",
+        "disallowed",
+        n_robots=2,
+    ),
     robots("status-999", answer("999 No"), "http_server_error", "unreachable", n_robots=2),
-    robots("a-part", answer("206 Partial Content", body=b"User-agent: *\n"), "http_server_error", "unreachable", n_robots=2),
-    robots("same-not-asked-for", answer("304 Not Modified"), "redirect_refused", "unreachable"),
+    robots(
+        "a-part", answer("206 Partial Content", body=b"User-agent: *\n"), "http_server_error", "unreachable", n_robots=2
+    ),
+    robots("same-not-asked-for", answer("304 Not Modified"), "http_server_error", "unreachable", n_robots=2),
     robots("silent", silent, "timeout", "unreachable", n_robots=2),
-    robots("silent-in-mid-body", raw(head("200 OK", length(900)) + NO, ending="silence"), "timeout", "unreachable", n_robots=2),
+    robots(
+        "silent-in-mid-body",
+        raw(head("200 OK", length(900)) + NO, ending="silence"),
+        "timeout",
+        "unreachable",
+        n_robots=2,
+    ),
     robots("drip", endless(head("200 OK", length(900)), b"#", 0.1), "timeout", "unreachable", n_robots=2),
     robots("reset", reset, "connection_failed", "unreachable", n_robots=2),
-    robots("reset-in-mid-body", raw(head("200 OK", length(900)) + b"User", ending="reset"), "connection_failed",
-           "unreachable", n_robots=2),
-    robots("length-too-long", raw(head("200 OK", length(900)) + b"User"), "connection_failed", "unreachable", n_robots=2),
+    robots(
+        "reset-in-mid-body",
+        raw(head("200 OK", length(900)) + b"User", ending="reset"),
+        "connection_failed",
+        "unreachable",
+        n_robots=2,
+    ),
+    robots(
+        "length-too-long", raw(head("200 OK", length(900)) + b"User"), "connection_failed", "unreachable", n_robots=2
+    ),
     robots("http-0.9", raw(NO), "connection_failed", "unreachable", n_robots=2),
     robots("not-found-cut", raw(head("404 No", length(900)) + NO), None, "absent"),
     robots("not-found-silent", raw(head("404 No", length(900)) + NO, ending="silence"), None, "absent"),
@@ -355,17 +474,32 @@ ROBOTS = [
     robots("endless-line", endless(head(), b"#" * 4096), None, "allowed"),
     robots("gzip", answer(body=gzip.compress(NO), Content_Encoding="gzip"), "robots_disallowed", "disallowed"),
     robots("gzip-without-a-word", answer(body=gzip.compress(NO)), None, "allowed"),
-    robots("gzip-bomb", answer(body=gzip.compress(NO + b"#" * 20_000_000), Content_Encoding="gzip"), "robots_disallowed",
-           "disallowed"),
-    robots("no-gzip-but-says-so", answer(body=NO, Content_Encoding="gzip"), "connection_failed", "unreachable", n_robots=2),
+    robots(
+        "gzip-bomb",
+        answer(body=gzip.compress(NO + b"#" * 20_000_000), Content_Encoding="gzip"),
+        "robots_disallowed",
+        "disallowed",
+    ),
+    robots(
+        "no-gzip-but-says-so", answer(body=NO, Content_Encoding="gzip"), "connection_failed", "unreachable", n_robots=2
+    ),
     robots("byte-order-mark", answer(body=b"\xef\xbb\xbf" + NO), "robots_disallowed", "disallowed"),
     robots("utf-16", answer(body=NO.decode().encode("utf-16")), "robots_disallowed", "disallowed"),
     robots("carriage-returns", answer(body=NO.replace(b"\n", b"\r")), "robots_disallowed", "disallowed"),
-    robots("html", answer(body=b"<!doctype html><html>\nUser-agent: *<br>Disallow: /</html>", Content_Type=HTML), None, "allowed"),
+    robots(
+        "html",
+        answer(body=b"<!doctype html><html>\nUser-agent: *<br>Disallow: /</html>", Content_Type=HTML),
+        None,
+        "allowed",
+    ),
     robots("picture", answer(body=PICTURE, Content_Type="image/jpeg"), None, "allowed"),
     robots("as-a-picture", answer(body=NO, Content_Type="image/jpeg"), "robots_disallowed", "disallowed"),
-    robots("of-an-unknown-charset", answer(body=NO, Content_Type="text/plain; charset=klingon"), "robots_disallowed",
-           "disallowed"),
+    robots(
+        "of-an-unknown-charset",
+        answer(body=NO, Content_Type="text/plain; charset=klingon"),
+        "robots_disallowed",
+        "disallowed",
+    ),
     robots("opted-out", answer(body=NO_A.replace(b"/a", b"/x"), X_Robots_Tag="noai"), None, "allowed"),
     robots("redirect", TO_R, "robots_disallowed", "disallowed", more=redirects(1, answer(body=NO))),
     robots("redirects-5", TO_R, "robots_disallowed", "disallowed", more=redirects(5, answer(body=NO))),
@@ -373,12 +507,28 @@ ROBOTS = [
     robots("redirect-to-itself", answer("302 Found", Location="/robots.txt"), None, "absent", n_robots=6),
     robots("redirect-to-nowhere", answer("302 Found"), None, "absent"),
     robots("redirect-to-files", answer("302 Found", Location="file:///etc/passwd"), None, "absent"),
-    robots("redirect-to-an-error", TO_R, "http_server_error", "unreachable", more=redirects(1, answer("500 No")), n_robots=2),
-    robots("redirect-to-a-private-address", answer("302 Found", Location="http://10.0.0.1/robots.txt"), "blocked_address",
-           "unreachable"),
-    robots("redirect-with-a-body-cut", raw(head("302 Found", b"Location: /r1", length(900)) + b"x"), "robots_disallowed",
-           "disallowed", more=redirects(1, answer(body=NO))),
-]  # fmt: skip
+    robots(
+        "redirect-to-an-error",
+        TO_R,
+        "http_server_error",
+        "unreachable",
+        more=redirects(1, answer("500 No")),
+        n_robots=2,
+    ),
+    robots(
+        "redirect-to-a-private-address",
+        answer("302 Found", Location="http://10.0.0.1/robots.txt"),
+        "blocked_address",
+        "unreachable",
+    ),
+    robots(
+        "redirect-with-a-body-cut",
+        raw(head("302 Found", b"Location: /r1", length(900)) + b"x"),
+        "robots_disallowed",
+        "disallowed",
+        more=redirects(1, answer(body=NO)),
+    ),
+]
 
 
 # -- all of them in one call ------------------------------------------------------------------------------------------
@@ -393,12 +543,10 @@ class Seen:
     site: Site
 
 
-def sockets() -> set[str]:
-    found = set()
-    for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):
-            found.add(os.readlink(f"/proc/self/fd/{name}"))
-    return {one for one in found if one.startswith("socket:")}
+def n_sockets(sites: Iterable[Site]) -> int:
+    """Connections of this process to servers; those that wait for the other end to close count too."""
+    there = {(site.ip, site.port) for site in sites}
+    return sum(bool(one.raddr) and tuple(one.raddr) in there for one in psutil.Process().net_connections("tcp"))
 
 
 async def all_of(requests: Iterable[Request], settings: Settings) -> list[Outcome]:
@@ -423,24 +571,20 @@ def seen(request: pytest.FixtureRequest) -> Iterator[dict[int, Seen]]:
     params = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
     cases = {id(one["case"]): one["case"] for one in params if isinstance(one.get("case"), Case)}
     places = [(f"127.0.0.{2 + n % 200}", one.pages) for n, one in enumerate(cases.values())]
-    before = sockets()
     with serving_all(places) as sites:
         asked = {key: asked_at(site, "/a", **cases[key].known) for key, site in zip(cases, sites, strict=True)}
         good = {key: asked_at(site, "/good.jpg") for key, site in zip(cases, sites, strict=True)}
+        requests = [*asked.values(), *good.values()]
         hosts = frozenset(site.address for site in sites)
         bounds = {"site": Bounds(source="site", hosts=hosts, depth=3, sitemaps=True)}
         settings = replace(SETTINGS, exemptions=parse_exemptions(hosts), sites=bounds)
-        servers = sockets()
-        found = asyncio.run(all_of([*asked.values(), *good.values()], settings))
-        for _ in range(100):
-            if not any(site.n_open for site in sites):
-                break
-            __import__("time").sleep(0.02)
-        assert Counter(one.request.url for one in found) == Counter(one.url for one in [*asked.values(), *good.values()])
+        found = asyncio.run(all_of(requests, settings))
+        assert Counter(one.request.url for one in found) == Counter(one.url for one in requests)
+        assert n_sockets(sites) == 0
         by_url = {one.request.url: one for one in found}
-        assert sockets() - servers == set() and before <= servers
         yield {
-            key: Seen(by_url[asked[key].url], by_url[good[key].url], site) for key, site in zip(cases, sites, strict=True)
+            key: Seen(by_url[asked[key].url], by_url[good[key].url], site)
+            for key, site in zip(cases, sites, strict=True)
         }
 
 
@@ -455,7 +599,6 @@ def hold(case: Case, seen: Mapping[int, Seen]) -> None:
     """That what became of a case is what is expected."""
     outcome, then, site = seen[id(case)].outcome, seen[id(case)].then, seen[id(case)].site
     last = outcome.attempts[-1]
-    print(outcome.error, [a.error for a in outcome.attempts])
     assert (code(outcome), len(outcome.attempts), last.http_status) == (case.code, case.attempts, case.status)
     assert (last.error, last.robots, outcome.is_unchanged) == (outcome.error, case.decision, case.unchanged)
     assert outcome.opted_out == (case.code == "opted_out")
@@ -469,7 +612,6 @@ def hold(case: Case, seen: Mapping[int, Seen]) -> None:
         assert not asked.headers.keys() & {"cookie", "authorization", "referer", "range", "x-evil"}
     paths = [asked.path for asked in site.log]
     assert paths[0] == "/robots.txt" and paths.count("/robots.txt") == case.n_robots
-    assert site.n_open == 0
 
 
 @pytest.mark.parametrize("case", ANSWERS)
