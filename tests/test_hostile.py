@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import itertools
+import math
+import multiprocessing
+import socket
+import ssl
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import aiohttp
 import brotli
 import psutil
 import pytest
 
 from jobs.addresses import parse_exemptions
-from jobs.fetch import fetch_all
+from jobs.fetch import fetch, fetch_all
 from jobs.fetch_settings import Settings
 from jobs.outcomes import Outcome, Request
 from jobs.sites import Site as Bounds
 from jobs.urls import canonical_url, doc_id
-from tests.crawl_site import Answer, Asked, Site, answer, jpeg, reset, serving_all, silent
+from tests.crawl_site import Answer, Asked, Site, answer, jpeg, reset, serving, serving_all, silent
 
 CAP = 100_000  # bytes of a body
 SETTINGS = Settings(
@@ -622,3 +631,374 @@ def test_an_answer_has_its_row_and_the_next_of_its_host_is_good(case: Case, seen
 @pytest.mark.parametrize("case", ROBOTS)
 def test_a_robots_txt_has_its_meaning_for_all_of_its_host(case: Case, seen: dict[int, Seen]) -> None:
     hold(case, seen)
+
+
+def test_the_tables_are_no_smaller_than_they_were() -> None:
+    assert len(ANSWERS) >= 130 and len(ROBOTS) >= 50
+
+
+# -- memory -----------------------------------------------------------------------------------------------------------
+
+MIB = 1 << 20
+
+
+def memory_bytes(name: str) -> int:
+    """A figure of /proc/self/status."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 1024
+
+
+def growth_bytes(requests: list[Request], settings: Settings) -> tuple[dict[str, str | None], int]:
+    """The error by path, and by how much the memory of this process grew at its most; begun with a good picture."""
+    list(fetch(requests[:1], settings))
+    Path("/proc/self/clear_refs").write_text("5")  # what was the most is forgotten
+    before = memory_bytes("VmRSS")
+    found = [one for one in fetch(requests[1:], settings) if isinstance(one, Outcome)]
+    return {urlsplit(one.request.url).path: code(one) for one in found}, memory_bytes("VmHWM") - before
+
+
+def test_no_answer_takes_memory_beyond_the_largest_body_that_may_be() -> None:
+    bomb = b"\0" * 100_000_000
+    crushed = brotli.compress(bomb, quality=5)
+    assert len(crushed) < 16_000  # small enough to be read though nobody wants it
+    mebibyte = b"x" * MIB
+    bombs: dict[str, tuple[Answer, str]] = {
+        "/gzip": (answer(body=gzip.compress(bomb), Content_Encoding="gzip"), "too_large"),
+        "/deflate": (answer(body=zlib.compress(bomb), Content_Encoding="deflate"), "too_large"),
+        "/brotli": (answer(body=crushed, Content_Encoding="br"), "too_large"),
+        "/not-found": (answer("404 No", body=crushed, Content_Encoding="br"), "not_found"),
+        "/opted-out": (answer(body=crushed, Content_Encoding="br", X_Robots_Tag="noai"), "opted_out"),
+        "/redirect": (answer("302 Found", body=crushed, Content_Encoding="br", Location="/not-found"), "not_found"),
+        "/endless": (endless(head(), mebibyte), "too_large"),
+        "/endless-chunk": (endless(head("200 OK", CHUNKED) + b"ffffffff\r\n", mebibyte), "too_large"),
+        "/endless-not-found": (endless(head("404 No"), mebibyte), "not_found"),
+        "/endless-header": (endless(b"HTTP/1.1 200 OK\r\nX: ", mebibyte), "connection_failed"),
+        "/endless-extension": (endless(head("200 OK", CHUNKED) + b"5;", mebibyte), "timeout"),
+        "/endless-hints": (endless(b"", head("103 Early Hints", b"Link: </x>") * 100), "timeout"),
+    }
+    pages = {path: page for path, (page, _) in bombs.items()}
+    robots_txt = {"/robots.txt": answer(body=crushed, Content_Encoding="br"), "/behind-robots": answer()}
+    with serving_all([("127.0.0.2", {**pages, "/good": OK}), ("127.0.0.3", robots_txt)]) as (site, other):
+        hosts = [site.address, other.address]
+        settings = replace(SETTINGS, exemptions=parse_exemptions(hosts), max_attempts=1, max_connections_per_host=4)
+        requests = [
+            asked_at(site, "/good"),
+            *[asked_at(site, path) for path in bombs],
+            asked_at(other, "/behind-robots"),
+        ]
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            found, grown = pool.apply(growth_bytes, (requests, settings))
+    assert found == {path: expected for path, (_, expected) in bombs.items()} | {"/behind-robots": "empty"}
+    assert grown < 24 * MIB
+
+
+# -- names and addresses ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[list[str]]]:
+    """A name server of ours: each question for a name has the next of its answers, the last for ever."""
+    table: dict[str, list[list[str]]] = {}
+
+    def answered(host: str, port: int, *_: Any, **__: Any) -> list[Any]:
+        if host not in table:
+            raise socket.gaierror(socket.EAI_NONAME, f"{host} is not known")
+        turns = table[host]
+        addresses = turns.pop(0) if len(turns) > 1 else turns[0]
+        return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, port)) for address in addresses]
+
+    monkeypatch.setattr(socket, "getaddrinfo", answered)
+    return table
+
+
+@contextmanager
+def knocked(ip: str, port: int) -> Iterator[list[socket.socket]]:
+    """A private service on the port of a site: whoever connects is in the list at the end."""
+    with closing(socket.socket()) as service:
+        service.bind((ip, port))
+        service.listen()
+        service.setblocking(False)
+        connected: list[socket.socket] = []
+        yield connected
+        with suppress(BlockingIOError):
+            connected.append(service.accept()[0])
+
+
+def named(url: str, **known: Any) -> Request:
+    return Request(doc_id=doc_id(url), url=url, host=canonical_url(url).host, **known)
+
+
+@pytest.mark.parametrize("contact", [None, "me@example.com"])
+def test_a_name_that_turns_to_a_private_address_reaches_nothing_there(
+    names: dict[str, list[list[str]]], contact: str | None
+) -> None:
+    allowed, private = "127.0.0.1", "127.0.0.2"
+    closing_page = answer(body=PICTURE, Connection="close")
+    with serving({"/a": closing_page, "/robots.txt": answer("404 No", Connection="close")}) as site:
+        with knocked(private, site.port) as connected:
+            settings = replace(SETTINGS, exemptions=parse_exemptions([site.address]), contact=contact)
+            url = f"http://rebound.example:{site.port}/a"
+            expected = {
+                ((allowed,),): (None, None),
+                ((private,),): ("blocked_address", "blocked_address"),
+                ((allowed,), (private,)): (None, "blocked_address"),
+                ((private,), (allowed,)): ("blocked_address", None),
+                ((private, allowed),): (None, None),
+                ((allowed,), (private, "169.254.169.254", "10.0.0.1")): (None, "blocked_address"),
+            }
+            for turns, codes in expected.items():
+                names["rebound.example"] = [list(turn) for turn in turns]
+                found = [asyncio.run(all_of([named(url)], settings))[0] for _ in codes]
+                assert tuple(code(one) for one in found) == codes
+                assert [len(one.attempts) for one in found] == [1, 1]
+                assert [one.next_fetch_at is None for one in found] == [code is not None for code in codes]
+        assert connected == []
+        assert {asked.headers["host"] for asked in site.log} == {f"rebound.example:{site.port}"}
+
+
+def test_a_redirect_to_a_name_of_a_private_address_is_blocked_at_whatever_hop(
+    names: dict[str, list[list[str]]],
+) -> None:
+    pages: dict[str, Answer] = {"/good": OK}
+    with serving(pages) as site, knocked("127.0.0.2", site.port) as connected:
+        for name in ("a", "b"):
+            names[f"{name}.site.example"] = [["127.0.0.1"]]
+        names["private.site.example"] = names["elsewhere.example"] = [["127.0.0.2"]]
+        pages |= {
+            "/1": answer("302 Found", Location=f"http://private.site.example:{site.port}/x"),
+            "/2": answer("302 Found", Location=f"http://b.site.example:{site.port}/1"),
+            "/3": answer("302 Found", Location=f"http://elsewhere.example:{site.port}/x"),
+            "/4": answer("302 Found", Location=f"http://b.site.example:{site.port}/good"),
+            "/5": answer("302 Found", Location="http://unknown.site.example/"),
+        }
+        settings = replace(SETTINGS, exemptions=parse_exemptions([site.address]))
+        requests = [named(f"http://a.site.example:{site.port}/{n}") for n in range(1, 6)]
+        found = {one.request.url[-1]: one for one in asyncio.run(all_of(requests, settings))}
+        codes = ["blocked_address", "blocked_address", "deferred", None, "dns_failure"]
+        assert [code(found[str(n)]) for n in range(1, 6)] == codes
+        moved = found["3"].moved_to
+        assert moved == f"http://elsewhere.example:{site.port}/x"  # which another call may be asking
+        assert [code(one) for one in asyncio.run(all_of([named(moved)], settings))] == ["blocked_address"]
+    assert connected == []
+
+
+def test_what_a_host_tells_us_to_say_is_said_to_nobody(
+    names: dict[str, list[list[str]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "netrc").write_text("default login me password secret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    pages: dict[str, Answer] = {"/b": OK, "/x": answer("401 No", WWW_Authenticate='Basic realm="b"')}
+    with serving(pages) as site:
+        names["a.site.example"] = names["b.site.example"] = [["127.0.0.1"]]
+        there = f"site.example:{site.port}"
+        cookie = "session=1; Domain=site.example; Path=/"
+        pages["/a"] = answer("302 Found", Location=f"http://b.{there}/b", Set_Cookie=cookie)
+        pages["/c"] = answer("302 Found", Location=f"http://me:secret@b.{there}/b", Set_Cookie=cookie)
+        settings = replace(SETTINGS, exemptions=parse_exemptions([site.address]))
+        asked = [named(f"http://a.{there}/{path}") for path in "abcx"]
+        url = f"http://me:secret@a.{there}/b"
+        asked.append(Request(doc_id=doc_id(url), url=url, host=f"a.{there}"))
+        found = {one.request.url: code(one) for one in asyncio.run(all_of(asked, settings))}
+        codes = [None, None, "redirect_refused", "http_client_error", "connection_failed"]
+        assert [found[one.url] for one in asked] == codes
+        assert len(site.log) == 7  # the robots.txt of both, and five others
+        told = {"cookie", "authorization", "proxy-authorization", "referer"}
+        assert not any(told & one.headers.keys() or "secret" in str(one) for one in site.log)
+
+
+# -- TLS --------------------------------------------------------------------------------------------------------------
+
+
+def certificate(name: str, *, first_day: int = -1, last_day: int = 1, issuer: Any = None) -> tuple[Any, Any]:
+    """A certificate of a name and its key, by an issuer or itself; days from now."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    def called(text: str) -> x509.Name:
+        return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text)])
+
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    builder = x509.CertificateBuilder(
+        issuer_name=issuer[0].subject if issuer else called(name),
+        subject_name=called(name),
+        public_key=key.public_key(),
+        serial_number=x509.random_serial_number(),
+        not_valid_before=now + timedelta(days=first_day),
+        not_valid_after=now + timedelta(days=last_day),
+    )
+    builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+    builder = builder.add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
+    return builder.sign(issuer[1] if issuer else key, hashes.SHA256()), key
+
+
+def served_with(made: tuple[Any, Any], folder: Path) -> ssl.SSLContext:
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+    pem = made[0].public_bytes(Encoding.PEM)
+    pem += made[1].private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (folder / "pem").write_bytes(pem)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "pem")
+    return context
+
+
+def test_a_certificate_is_of_the_host_of_today_and_of_somebody_trusted_or_nothing_is_asked(
+    names: dict[str, list[list[str]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    name = "shop.example"
+    names[name] = [["127.0.0.1"]]
+    authority, stranger = certificate("authority"), certificate("authority")
+    # Whom aiohttp trusts is read when it is imported.
+    trust = ssl.create_default_context(cadata=authority[0].public_bytes(Encoding.PEM).decode())
+    monkeypatch.setattr(aiohttp.connector, "_SSL_CONTEXT_VERIFIED", trust)
+    made = {
+        "good": certificate(name, issuer=authority),
+        "of another host": certificate("other.example", issuer=authority),
+        "over": certificate(name, first_day=-9, last_day=-1, issuer=authority),
+        "not yet": certificate(name, first_day=1, last_day=9, issuer=authority),
+        "of a stranger": certificate(name, issuer=stranger),
+        "of itself": certificate(name),
+    }
+    with ExitStack() as stack:
+        sites = {
+            kind: stack.enter_context(serving({"/a": OK}, tls=served_with(one, tmp_path))) for kind, one in made.items()
+        }
+        exempt = parse_exemptions(site.address for site in sites.values())
+        requests = {kind: named(f"https://{name}:{site.port}/a") for kind, site in sites.items()}
+        found = asyncio.run(all_of(requests.values(), replace(SETTINGS, exemptions=exempt)))
+        by_url = {one.request.url: one for one in found}
+        assert {kind: code(by_url[one.url]) for kind, one in requests.items()} == {
+            kind: None if kind == "good" else "tls_invalid" for kind in made
+        }
+        assert all(len(one.attempts) == 1 for one in found)
+        assert {kind for kind, site in sites.items() if site.log} == {"good"}
+        assert n_sockets(sites.values()) == 0
+
+
+# -- traps ------------------------------------------------------------------------------------------------------------
+
+
+class Trap(dict[str, Answer]):
+    """Pages without an end: any path is a page with these links, in which {path} is the path, {length} its length."""
+
+    def __init__(self, *links: str) -> None:
+        self.links = links
+
+    def get(self, path: str, _: Any = None) -> Answer:  # type: ignore[override]
+        if path == "/robots.txt":
+            return answer("404 Not Found")
+        body = "".join(f'<a href="{link.format(path=path, length=len(path))}">x</a>' for link in self.links)
+        return answer(body=b"<html>" + body.encode(), Content_Type=HTML)
+
+
+def walked(trap: Trap, *, depth: int, at_most: int) -> tuple[list[str], set[str]]:
+    """The pages that are asked for from / on, at most so many of each depth, and all that were led to."""
+    with serving(trap) as site:
+        bounds = {"trap": Bounds(source="trap", hosts=frozenset({site.address}), depth=depth, sitemaps=False)}
+        settings = replace(SETTINGS, exemptions=parse_exemptions([site.address]), sites=bounds)
+        asked, known = [asked_at(site, "/", source="trap", expects="page", depth=0)], {site.url("/")}
+        while asked:
+            found = [sighting for one in asyncio.run(all_of(asked, settings)) for sighting in one.found or ()]
+            new = {one.url: one for one in found if one.url not in known}
+            known |= new.keys()
+            asked = [
+                named(one.url, source="trap", expects=one.expects, depth=one.depth) for one in [*new.values()][:at_most]
+            ]
+        return [one.path for one in site.log if one.path != "/robots.txt"], known
+
+
+def test_a_site_of_10000_pages_within_its_depth_is_not_followed_beyond_it() -> None:
+    asked, known = walked(Trap(*(f"{{path}}-{n}" for n in range(100))), depth=2, at_most=100)
+    assert len(known) == 1 + 100 + 100 * 100
+    assert len(asked) == 1 + 100 + 100 and max(path.count("-") for path in asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("link", "n_pages"),
+    [
+        ("a/", 4),  # one segment, three times
+        ("a/b/c/", 3),  # three segments in a row
+        ("{path}{length}/", 21),  # segments that are never the same
+        ("?from={path}x{path}", 8),  # 2,000 characters
+    ],
+)
+def test_pages_that_lead_ever_deeper_end_long_before_the_depth_does(link: str, n_pages: int) -> None:
+    asked, _ = walked(Trap(link), depth=1000, at_most=1)
+    assert len(asked) == n_pages
+
+
+# -- manners ----------------------------------------------------------------------------------------------------------
+
+
+def late(before_s: float, within_s: float = 0.0, whole: bytes = OK) -> Answer:
+    """An answer that begins late and takes its time."""
+
+    async def page(_: Any, writer: asyncio.StreamWriter, asked: Asked) -> None:
+        await asyncio.sleep(before_s)
+        writer.write(whole[:50])
+        await writer.drain()
+        await asyncio.sleep(within_s)
+        writer.write(whole[50:])
+        await writer.drain()
+
+    return page
+
+
+def test_no_host_is_asked_more_or_sooner_than_it_may_be_whatever_the_others_do(
+    names: dict[str, list[list[str]]],
+) -> None:
+    delay_s, n_connections = 0.1, 2
+    rules = b"User-agent: *\nDisallow: /no\n"
+    a: dict[str, Answer] = {"/robots.txt": answer(body=rules), "/429": [answer("429 Slow", Retry_After="1"), OK]}
+    b: dict[str, Answer] = {"/robots.txt": late(0.2, 0.1, answer(body=rules + b"Crawl-delay: 0.25\n"))}
+    c: dict[str, Answer] = {"/robots.txt": [answer("503 No", Retry_After="0"), answer(body=rules)]}
+    d: dict[str, Answer] = {"/robots.txt": answer(body=rules)}
+    with serving_all([("127.0.0.2", a), ("127.0.0.3", b), ("127.0.0.4", c), ("127.0.0.5", d)]) as sites:
+        hosts = ["a.site.example", "b.site.example", "c.example", "127.0.0.5"]
+        names |= {host: [[site.ip]] for host, site in zip(hosts, sites, strict=True)}
+        at = [f"http://{host}:{site.port}" for host, site in zip(hosts, sites, strict=True)]
+        a |= {
+            "/late": late(0.3),
+            "/to-b": answer("302 Found", Location=f"{at[1]}/1"),
+            "/to-no": answer("302 Found", Location="/no/1"),
+            "/to-no-of-b": answer("302 Found", Location=f"{at[1]}/no/1"),
+            "/1": OK,
+        }
+        b |= {"/to-a": answer("302 Found", Location=f"{at[0]}/1"), "/late": late(0.1, 0.4), "/500": answer("500 No")}
+        b |= {"/1": OK, "/2": OK}
+        c |= {"/reset": reset, "/slow": late(0, 0.5), "/1": OK, "/2": OK, "/404": raw(head("404 No", length(9)))}
+        d |= {f"/{n}": late(0.05, 0.4) for n in range(6)}
+        paths = [[*pages.keys() - {"/robots.txt"}, "/no/2"] for pages in (a, b, c, d)]
+        urls = [base + path for base, some in zip(at, paths, strict=True) for path in sorted(some)]
+        settings = replace(
+            SETTINGS,
+            exemptions=parse_exemptions(site.address for site in sites),
+            max_connections_per_host=n_connections,
+            delay_s=delay_s,
+        )
+        found = asyncio.run(all_of([named(url) for url in urls], settings))
+        assert Counter(one.request.url for one in found) == Counter(urls)
+        n_codes = Counter(code(one) for one in found)
+        assert n_codes == {
+            None: 17,
+            "robots_disallowed": 6,
+            "http_server_error": 1,
+            "connection_failed": 1,
+            "not_found": 1,
+        }
+        for site in sites:
+            assert not any(asked.path.startswith("/no") for asked in site.log)
+            assert max(asked.n_open for asked in site.log) <= n_connections
+            for before, after in itertools.pairwise(site.log):
+                begun_s = before.begun_s if math.isfinite(before.begun_s) else before.at_s
+                assert after.at_s - begun_s >= delay_s, (before, after)
+        wait_s = [
+            after.at_s - before.at_s for before, after in itertools.pairwise(sites[0].log) if before.path == "/429"
+        ]
+        assert wait_s[0] >= 1
+        of_b = [asked for asked in sites[1].log if asked.path != "/robots.txt"]
+        assert min(after.at_s - before.begun_s for before, after in itertools.pairwise(of_b)) >= 0.25
+        assert max(asked.n_open for asked in sites[3].log) == n_connections  # more would have been possible
