@@ -43,7 +43,7 @@ class Source(_Section):
     hosts: tuple[str, ...] = ()
     depth: int = Field(default=2, ge=0, le=20)
     sitemaps: bool = True
-    max_pages: int = Field(default=100_000, ge=1)
+    max_pages: int = Field(default=100_000, ge=1)  # of a host
 
     @model_validator(mode="after")
     def _says_where(self) -> Source:
@@ -84,6 +84,7 @@ class Crawl(_Section):
     recrawl: Recrawl
     retry_errors: tuple[str, ...] = ()
     wave_documents: int = Field(ge=1)
+    max_hours: float = Field(gt=0)
 
 
 class Model(_Section):

@@ -2,43 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from jobs.addresses import hosts_without_contact, parse_exemptions
 from jobs.commit import last_transaction
 from jobs.config import Config, ConfigError, Crawl, Source
 from jobs.crawl_merges import describe, mark_taken_down, merge_found
-from jobs.crawl_wave import (
-    LEADS_ON,
-    STAGED,
-    application,
-    commit_wave,
-    found,
-    led_on,
-    stage_wave,
-    staged_waves,
-    wave_uri,
-)
+from jobs.crawl_report import crawl_report
+from jobs.crawl_wave import STAGED, application, commit_wave, stage_wave, staged_waves, wave_uri
 from jobs.fetch_settings import Settings
-from jobs.frontier import renumbered, stage_actions, stage_led, stage_plan, within_budgets
+from jobs.frontier import Span, stage_plan
 from jobs.lake import Lake, lake_at, read, remove_folder, version
 from jobs.log import told_to_tasks
-from jobs.outcomes import REDIRECTS, Recrawl
+from jobs.outcomes import Recrawl
 from jobs.packs import Packs, check_store
 from jobs.runs import JobResult, Run
 from jobs.sites import Site
 from jobs.sources import check_source, sightings
 from jobs.takedowns import read_takedowns
 from jobs.urls import canonical_url
-from schemas import DOCUMENTS, FETCHES, MEDIA
+from schemas import DOCUMENTS, FETCHES, HOSTS, MEDIA
 from schemas.table import schema_ddl
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-DAY_S = 86400.0
+HOUR_S, DAY_S = 3600.0, 86400.0
 
 
 # -- checks before Spark ------------------------------------------------------------------------------------------
@@ -117,52 +110,43 @@ def pins(spark: SparkSession, lake: Lake) -> Mapping[str, int]:
 
 
 def counted(
-    spark: SparkSession, lake: Lake, run: Run, plan: DataFrame, counts: Mapping[str, int]
+    spark: SparkSession, lake: Lake, config: Config, run: Run, counts: Mapping[str, int]
 ) -> tuple[str, dict[str, float]]:
-    """What a crawl did, in words and as metrics beyond those of every run: documents by source, retries, new media."""
+    """What a crawl did, in words and as metrics beyond those of every run: requests, waits, documents by source."""
     from pyspark.sql import functions as F
 
-    attempts = read(spark, lake, FETCHES).where(F.col("run_id") == run.run_id)
+    fetches = read(spark, lake, FETCHES)
+    attempts = fetches.where(F.col("run_id") == run.run_id).groupBy("doc_id").agg(F.count("*").alias("n_attempts"))
     # Documents without any attempt (an unusable URL, a host left alone) stand in `documents` alone.
-    documents = read(spark, lake, DOCUMENTS)
-    for rows, name in ((attempts, "tried"), (plan, "planned")):
-        documents = documents.join(rows.select("doc_id", F.lit(True).alias(name)).distinct(), on="doc_id", how="left")
-    ours = documents.where("tried OR (planned AND fetched_at IS NULL)")
-    by = ours.groupBy("source", "tried", F.col("error").isNotNull().alias("failed")).count().collect()
-    n_fetched = sum(row["count"] for row in by if row["tried"])
+    documents = read(spark, lake, DOCUMENTS).join(attempts, on="doc_id", how="left")
+    tried, failed = F.col("n_attempts").isNotNull(), F.col("error").isNotNull()
+    untried = F.col("fetched_at").isNull() & F.col("source").isin([source.name for source in config.crawl.sources])
+    ours = documents.where(tried | untried)
+    by = ours.groupBy("source", tried.alias("tried"), failed.alias("failed"))
+    found = by.agg(F.count("*").alias("n"), F.sum("n_attempts").alias("n_attempts")).collect()
+    n_fetched, n_attempts = (sum(row[name] for row in found if row["tried"]) for name in ("n", "n_attempts"))
     by_source: dict[str, float] = {}
-    for row in by:
+    for row in found:
         if row["tried"]:
-            by_source[f"documents/{row['source']}"] = by_source.get(f"documents/{row['source']}", 0.0) + row["count"]
+            by_source[f"documents/{row['source']}"] = by_source.get(f"documents/{row['source']}", 0.0) + row["n"]
     stored = read(spark, lake, MEDIA).where(F.col("ingested_at") >= F.lit(run.started))
     stored = stored.join(ours.select("media_id"), on="media_id", how="left_semi")
     media = stored.agg(F.count("*").alias("n"), F.coalesce(F.sum("size_bytes"), F.lit(0)).alias("bytes")).collect()[0]
-    tried = attempts.agg(
-        F.count("*").alias("n"),
-        F.count(F.when(F.col("http_status").isin(*REDIRECTS) & F.col("error").isNull(), 1)).alias("moved"),
-        F.count(F.when(F.col("http_status") == 304, 1)).alias("not_modified"),
-        F.coalesce(F.sum("bytes"), F.lit(0)).alias("bytes"),
-        F.coalesce(F.sum("ms"), F.lit(0.0)).alias("ms"),
-        F.coalesce(F.sum("wait_ms"), F.lit(0.0)).alias("wait_ms"),
-        F.coalesce(F.max(F.unix_micros("started_at")) - F.min(F.unix_micros("started_at")), F.lit(0)).alias("span_us"),
-    ).collect()[0]
-    span_s = max(tried["span_us"] / 1e6, tried["ms"] / 1e3 / max(1, tried["n"]), 1e-3)
+    over_http = crawl_report(
+        {"fetches": fetches, "hosts": read(spark, lake, HOSTS)}, [run.run_id], delay_s=config.crawl.delay_s
+    )
     metrics = {
-        "requests": tried["n"],
-        "requests_per_s": tried["n"] / span_s,
-        "bytes_per_s": tried["bytes"] / span_s,
-        "not_modified": tried["not_modified"],
-        "request_s": tried["ms"] / 1e3,
-        "politeness_wait_s": tried["wait_ms"] / 1e3,
-        "documents_untried": sum(row["count"] for row in by if not row["tried"]),
-        "retries": tried["n"] - tried["moved"] - n_fetched,
+        "documents_untried": sum(row["n"] for row in found if not row["tried"]),
+        "retries": n_attempts - n_fetched - (over_http.moved if over_http else 0),
         "new_media": media["n"],
         "new_media_bytes": media["bytes"],
         "sightings": counts["seen"],
         "duplicates": counts["seen"] - counts["distinct"],
+        **(over_http.metrics() if over_http else {}),
         **by_source,
     }
-    n_failed, seen = sum(row["count"] for row in by if row["failed"]), counts["distinct"]
+    n_failed, n_known = sum(row["n"] for row in found if row["failed"]), sum(row["n"] for row in found)
+    seen = max(counts["distinct"], n_known)  # pages lead to more than the sources show
     said = f"{seen} documents seen, {n_fetched} fetched, {media['n']} new media, {n_failed} with errors"
     return said, {name: float(value) for name, value in metrics.items()}
 
@@ -170,81 +154,70 @@ def counted(
 def run(spark: SparkSession, lake: Lake, config: Config, run: Run) -> JobResult:
     """Fetch what is due of the configured sources. Raises SourceError, ConfigError, RunTakenOver.
 
-    What an interrupted attempt left staged is committed, the rest is planned again on documents and fetched.
+    What an interrupted attempt left staged is committed, the rest is planned again on documents and fetched. What pages
+    lead to, what answers lead to another host and what a round did not reach is planned again until there is none, or
+    a plan got nowhere, or the time of the run is over.
     """
+    if spark.sparkContext.getConf().get("spark.speculation", "false") == "true":
+        raise ConfigError("spark.speculation is true: a task run twice asks its hosts twice; allowed: false")
+    since, ends_at = min(run.started, datetime.now(UTC)), time.monotonic() + config.crawl.max_hours * HOUR_S
     packs = Packs(
         uri=lake.packs(), partial_uri=f"{lake.staging(run.run_id)}/packs", inline_bytes=config.crawl.inline_bytes
     )
-    if staged := staged_waves(spark, lake, run):
-        for transaction in staged:
-            commit_wave(spark, lake, run, transaction)
-        uris = [wave_uri(lake, run, transaction) for transaction in staged]
-        merge_found(spark, lake, run, within_budgets(spark, lake, config, found(spark, uris)))
+    for transaction in staged_waves(spark, lake, run):
+        commit_wave(spark, lake, config, run, transaction)
     remove_folder(spark, lake.staging(run.run_id))
     run.check_owned()
-    taken_down = read_takedowns(spark, lake)
-    n_taken_down = mark_taken_down(spark, lake, taken_down)
-    settings = replace(settings_of(config.crawl), packs=packs, taken_down=taken_down, is_resumed=run.resumed)
-    plan, counts = stage_plan(spark, lake, config, run)
+    n_taken_down = mark_taken_down(spark, lake, read_takedowns(spark, lake))
+    settings = replace(settings_of(config.crawl), packs=packs, is_resumed=run.resumed)
+    span = Span(since=since, until=max(run.started, datetime.now(UTC)))
+    plan, counts = stage_plan(spark, lake, config, run, span)
     if counts.get("describe"):
         run.check_owned()
         describe(spark, lake, plan)
-    waves, generation = plan, 0
-    while uris := fetch_waves(spark, lake, config, run, waves, settings):
+    generation = 0
+    while fetch_waves(spark, lake, config, run, plan, settings, ends_at=ends_at):
         generation += 1
         run.check_owned()
-        waves = stage_next(spark, lake, config, run, uris, generation)
-        for uri in uris:
-            remove_folder(spark, uri)
-    message, metrics = counted(spark, lake, run, plan, counts)
+        span = Span(since=since, until=datetime.now(UTC))
+        plan, left = stage_plan(spark, lake, config, run, span, generation)
+        if not left.get("fetch"):
+            break
+    message, metrics = counted(spark, lake, config, run, counts)
     remove_folder(spark, lake.staging(run.run_id))
     return JobResult(
         status="finished", message=message, metrics=metrics | {"documents_taken_down": float(n_taken_down)}
     )
 
 
-def stage_next(
-    spark: SparkSession, lake: Lake, config: Config, run: Run, uris: Sequence[str], generation: int
-) -> DataFrame:
-    """The plan of what committed waves have led to: hosts that other tasks ask, and what pages show and link."""
-    led = stage_led(spark, lake, config, run, led_on(spark, lake, uris), generation)
-    if not any(source.kind == "site" for source in config.crawl.sources):
-        return led
-    seen = within_budgets(spark, lake, config, found(spark, uris))
-    run.check_owned()
-    merge_found(spark, lake, run, seen)
-    plan, counts = stage_actions(spark, lake, config, run, seen, f"found-{generation}")
-    if counts.get("describe"):
-        describe(spark, lake, plan)
-    return led.unionByName(renumbered(plan, led))
-
-
 def fetch_waves(
-    spark: SparkSession, lake: Lake, config: Config, run: Run, plan: DataFrame, settings: Settings
-) -> list[str]:
-    """Fetch and commit a plan, wave by wave; where those waves are staged whose answers lead to more."""
+    spark: SparkSession, lake: Lake, config: Config, run: Run, plan: DataFrame, settings: Settings, *, ends_at: float
+) -> bool:
+    """Fetch and commit a plan, wave by wave; whether there may be more to do, because hosts were asked for something.
+
+    After `ends_at`, on the monotonic clock, no wave begins: what is left of the plan is left to the next run.
+    """
     from pyspark.sql import functions as F
 
-    sizes = plan.where("action = 'fetch'").groupBy("wave").count().orderBy("wave").collect()
-    n_due, n_done = sum(size["count"] for size in sizes), 0
-    led: list[str] = []
+    due = plan.where("action = 'fetch'")
+    sizes = due.groupBy("wave").count().orderBy("wave").collect()
+    n_due, n_done, has_asked = sum(size["count"] for size in sizes), 0, False
     for number, size in enumerate(sizes, start=1):
         run.check_owned()
+        if time.monotonic() > ends_at:
+            merge_found(spark, lake, due.where(F.col("wave") >= size["wave"]))
+            return False
         run.progress(f"crawling {n_due} documents, {n_done} done", wave=number)
         transaction = last_transaction(spark, lake, FETCHES, application(run)) + 1
         uri = wave_uri(lake, run, transaction)
+        settings = replace(settings, taken_down=read_takedowns(spark, lake))
         with told_to_tasks(spark, wave=number):
-            stage_wave(
-                spark, lake, plan.where((F.col("action") == "fetch") & (F.col("wave") == size["wave"])), settings, uri
-            )
+            stage_wave(spark, lake, due.where(F.col("wave") == size["wave"]), settings, uri)
         staged = spark.read.schema(schema_ddl(STAGED)).parquet(uri)
-        n_staged, n_leading = staged.agg(F.count("doc_id"), F.count_if(F.expr(LEADS_ON))).collect()[0]
+        n_staged, n_asked = staged.agg(F.count("doc_id"), F.count_if(F.size("attempts") > 0)).collect()[0]
         if n_staged != size["count"]:
             raise RuntimeError(f"{n_staged} documents were staged of {size['count']} planned")
-        commit_wave(spark, lake, run, transaction)
-        n_done += n_staged
-        if n_leading:
-            led.append(uri)
-        else:
-            remove_folder(spark, uri)
-    return led
+        commit_wave(spark, lake, config, run, transaction)
+        remove_folder(spark, uri)
+        n_done, has_asked = n_done + n_staged, has_asked or n_asked > 0
+    return has_asked

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -12,23 +13,24 @@ from jobs.lake import Lake, read, repeated
 from jobs.runs import Run
 from jobs.taken_down import NOTHING_TAKEN_DOWN, Takedowns
 from schemas import DOCUMENTS, HOSTS
-from schemas.errors import RETRYABLE
+from schemas.errors import Error, ErrorCode, error
 from schemas.table import Table, schema_ddl
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession
 
+PAGE_REFUSES = "the page that shows it says so"
 MAX_LISTED_BUCKETS = 200  # host buckets written into the MERGE condition; beyond, most files are touched anyway
 _TAKEN_DOWN = pa.schema([("doc_id", pa.string()), ("host_bucket", pa.int32()), ("reason", pa.string())])
 
 
 def merge_documents(spark: SparkSession, lake: Lake, staged: DataFrame) -> None:
-    source = staged.select(*DOCUMENTS.columns.names, "is_unchanged")
-    codes = ", ".join(f"'{code}'" for code in sorted(RETRYABLE))
+    source = staged.select(*DOCUMENTS.columns.names, "is_unchanged", "is_final")
     times: dict[str, str | Column] = {
         "fetched_at": "coalesce(s.fetched_at, t.fetched_at)",
         "next_fetch_at": "s.next_fetch_at",
         "n_gone": "s.n_gone",
+        "moved_to": "s.moved_to",
     }
     same: dict[str, str | Column] = {
         "etag": "coalesce(s.etag, t.etag)",
@@ -41,14 +43,14 @@ def merge_documents(spark: SparkSession, lake: Lake, staged: DataFrame) -> None:
     }
 
     def clauses(merge: Any) -> Any:
-        # A wave committed late does not undo what another run has seen since; what was obtained before outlives an
-        # error that will be tried again, and a page that is gone until it has been so a few times.
+        # A wave committed late does not undo what another run has seen since; what was had before outlives an error
+        # that is not final.
         is_newer = "coalesce(s.fetched_at >= t.fetched_at, true)"
-        will_be_tried = f"(s.error.code IN ({codes}) OR (s.error.code = 'not_found' AND s.next_fetch_at IS NOT NULL))"
         unchanged = merge.whenMatchedUpdate(
             condition=f"{is_newer} AND s.is_unchanged", set=_description() | times | same
         )
-        keeps = f"{is_newer} AND {will_be_tried} AND (t.media_id IS NOT NULL OR t.media_type IS NOT NULL)"
+        was_had = "t.fetched_at IS NOT NULL AND t.error IS NULL"
+        keeps = f"{is_newer} AND s.error IS NOT NULL AND NOT s.is_final AND {was_had}"
         kept = unchanged.whenMatchedUpdate(condition=keeps, set=_description() | times)
         replaced = kept.whenMatchedUpdate(condition=is_newer, set=state | _description() | times)
         return replaced.whenNotMatchedInsert(values={name: f"s.{name}" for name in DOCUMENTS.columns.names})
@@ -56,23 +58,44 @@ def merge_documents(spark: SparkSession, lake: Lake, staged: DataFrame) -> None:
     _merge(spark, lake, DOCUMENTS, "doc_id", source, clauses)
 
 
-def merge_found(spark: SparkSession, lake: Lake, run: Run, seen: DataFrame) -> None:
-    """Write what pages lead to into the frontier before it is fetched: an unchanged page does not tell it again."""
+def merge_found(spark: SparkSession, lake: Lake, seen: DataFrame) -> None:
+    """Write rows of `SIGHTINGS` that are asked for over HTTP into the frontier; what refuses to be had is not kept."""
     from pyspark.sql import functions as F
 
     columns = [name for name in DOCUMENTS.columns.names if name in seen.columns]
-    source = seen.select(*columns, F.col("expects").alias("media_type"))
-    new: dict[str, str | Column] = {name: f"s.{name}" for name in (*columns, "media_type")}
-    new |= {"next_fetch_at": F.lit(run.started), "n_gone": F.lit(0)}
-    new["error"] = "named_struct('stage', 'fetch', 'code', 'deferred', 'detail', 'found on a page, not fetched yet')"
-    _merge(spark, lake, DOCUMENTS, "doc_id", source, lambda merge: merge.whenNotMatchedInsert(values=new))
+    source = seen.where("root IS NULL AND problem IS NULL").select(*columns, F.col("expects").alias("media_type"))
+    new: dict[str, str | Column] = {name: f"s.{name}" for name in (*columns, "media_type")} | {"n_gone": F.lit(0)}
+    new["next_fetch_at"] = F.when(~F.col("s.opted_out"), F.lit(datetime.now(UTC)))
+    new["error"] = F.when(F.col("s.opted_out"), _error(error(ErrorCode.OPTED_OUT, PAGE_REFUSES))).otherwise(
+        _error(error(ErrorCode.DEFERRED, "seen, and not fetched yet"))
+    )
+    had = ("media_type", "media_id", "final_url", "etag", "last_modified", "next_fetch_at", "moved_to")
+    refused = _description() | {name: F.lit(None) for name in had}
+    refused |= {"opted_out": F.lit(True), "error": new["error"]}
+    differs = " OR ".join(f"NOT t.{name} <=> coalesce(s.{name}, t.{name})" for name in ("source", *DESCRIPTION))
+
+    def clauses(merge: Any) -> Any:
+        refuses = merge.whenMatchedUpdate(condition="s.opted_out AND NOT t.opted_out", set=refused)
+        describes = refuses.whenMatchedUpdate(condition=differs, set=_description())
+        return describes.whenNotMatchedInsert(values=new)
+
+    _merge(spark, lake, DOCUMENTS, "doc_id", source, clauses)
+
+
+def _error(of: Error) -> Column:
+    from pyspark.sql import functions as F
+
+    return F.struct(*(F.lit(str(value)).alias(name) for name, value in of.items()))
 
 
 def merge_hosts(spark: SparkSession, lake: Lake, run: Run, staged: DataFrame) -> None:
     """Write what tasks found out about hosts; a wave that is committed twice counts their requests once."""
     from pyspark.sql import functions as F
 
-    found = staged.where("state IS NOT NULL").select("host_bucket", "state.*").cache()
+    found = staged.where("state IS NOT NULL").select("host_bucket", "state.*")
+    # A host is one task's; a second row of it would fail this MERGE for ever.
+    found = found.groupBy("host").agg(F.max_by(F.struct(*found.columns), "last_asked_at").alias("one")).select("one.*")
+    found = found.cache()
     added = ("requests", "errors", "bytes", "wait_s", "busy_s")
     kept = [
         name for name in HOSTS.columns.names if name not in ("host", "host_bucket", "first_seen_at", "run_id", *added)

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from jobs.outcomes import REDIRECTS
+
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 MAX_HOSTS = 10  # that a report lists
-LEAST_REQUESTS = 5  # of a host, to say at what rate it was asked
+LEAST_ATTEMPTS = 5  # at a host, to say at what rate it was asked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +20,7 @@ class HostReport:
     """What became of the attempts at one host."""
 
     host: str
-    requests: int
+    attempts: int
     errors: int
     mean_ms: float  # of an attempt, from dialling to the last byte
     wait_s: float  # that its requests waited for its pauses, in all
@@ -29,15 +31,26 @@ class HostReport:
 class CrawlReport:
     """What became of all attempts over HTTP, and the hosts that gave most trouble."""
 
-    requests: int
+    attempts: int
+    requests: int  # redirects among them, those for robots.txt apart
     errors: int
+    moved: int  # attempts that led to a host that another task asks
     not_modified: int
     bytes: int
+    busy_s: float  # that attempts took, in all
     span_s: float  # from the first attempt to the last
     wait_s: float
     n_hosts: int
     fairness: float | None  # Jain's index; None: no two hosts were asked often enough
     hosts: Sequence[HostReport]
+
+    def metrics(self) -> dict[str, float]:
+        """As metrics of a run, by name."""
+        rates = {"requests_per_s": self.requests / self.span_s, "bytes_per_s": self.bytes / self.span_s}
+        named = ("attempts", "requests", "not_modified", "bytes", "n_hosts")
+        found = {name: float(getattr(self, name)) for name in named} | rates
+        found |= {"request_s": self.busy_s, "politeness_wait_s": self.wait_s}
+        return found if self.fairness is None else found | {"host_fairness": self.fairness}
 
 
 def jain(n: int, total: float, squares: float) -> float | None:
@@ -52,16 +65,18 @@ def crawl_report(tables: Mapping[str, DataFrame], run_ids: Sequence[str], *, del
     """How the crawls among the runs went; None where nothing was asked over HTTP.
 
     Fairness is of the share of the rate that its pauses allow which each host got, over hosts with pauses that were
-    asked at least LEAST_REQUESTS times.
+    asked at least LEAST_ATTEMPTS times.
     """
     from pyspark.sql import functions as F
 
     attempts = tables["fetches"].where(F.col("run_id").isin(list(run_ids)) & F.col("url").startswith("http"))
     began = F.unix_micros("started_at") / 1e6
     by_host = attempts.groupBy(F.expr("try_parse_url(coalesce(final_url, url), 'AUTHORITY')").alias("host")).agg(
-        F.count("*").alias("requests"),
+        F.count("*").alias("attempts"),
+        F.sum("n_requests").alias("requests"),
         F.count("error").alias("errors"),
-        F.count(F.when(F.col("http_status") == 304, 1)).alias("not_modified"),
+        F.count_if(F.col("http_status").isin(*REDIRECTS) & F.col("error").isNull()).alias("moved"),
+        F.count_if(F.col("http_status") == 304).alias("not_modified"),
         F.sum("bytes").alias("bytes"),
         F.sum("ms").alias("ms"),
         F.sum("wait_ms").alias("wait_ms"),
@@ -72,9 +87,9 @@ def crawl_report(tables: Mapping[str, DataFrame], run_ids: Sequence[str], *, del
     by_host = by_host.join(pauses, on="host", how="left").cache()
     try:
         pause_s = F.greatest(F.coalesce("crawl_delay_s", F.lit(0.0)), F.lit(delay_s))
-        is_often = (F.col("requests") >= LEAST_REQUESTS) & (pause_s > 0) & (F.col("last") > F.col("first"))
-        share = F.when(is_often, (F.col("requests") - 1) * pause_s / (F.col("last") - F.col("first")))
-        names = ("requests", "errors", "not_modified", "bytes", "wait_ms")
+        is_often = (F.col("attempts") >= LEAST_ATTEMPTS) & (pause_s > 0) & (F.col("last") > F.col("first"))
+        share = F.when(is_often, (F.col("attempts") - 1) * pause_s / (F.col("last") - F.col("first")))
+        names = ("attempts", "requests", "errors", "moved", "not_modified", "bytes", "ms", "wait_ms")
         total = by_host.agg(
             *(F.sum(name).alias(name) for name in names),
             F.count("*").alias("hosts"),
@@ -83,26 +98,29 @@ def crawl_report(tables: Mapping[str, DataFrame], run_ids: Sequence[str], *, del
             F.sum(share).alias("shares"),
             F.sum(share * share).alias("squares"),
         ).collect()[0]
-        if not total.requests:
+        if not total.attempts:
             return None
         worst = by_host.orderBy(F.desc("errors"), F.desc("wait_ms"), "host").limit(MAX_HOSTS).collect()
     finally:
         by_host.unpersist()
     return CrawlReport(
+        attempts=total.attempts,
         requests=total.requests,
         errors=total.errors,
+        moved=total.moved,
         not_modified=total.not_modified,
         bytes=total.bytes,
-        span_s=total.span_s,
+        busy_s=total.ms / 1e3,
+        span_s=max(total.span_s, total.ms / 1e3 / total.attempts, 1e-3),  # of one attempt: the time that it took
         wait_s=total.wait_ms / 1e3,
         n_hosts=total.hosts,
         fairness=jain(total.n_shares, total.shares or 0.0, total.squares or 0.0),
         hosts=[
             HostReport(
                 host=row.host or "",
-                requests=row.requests,
+                attempts=row.attempts,
                 errors=row.errors,
-                mean_ms=row.ms / row.requests,
+                mean_ms=row.ms / row.attempts,
                 wait_s=row.wait_ms / 1e3,
                 bytes=row.bytes,
             )

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from jobs.commit import find_commit, last_transaction, log_entries
-from jobs.crawl_merges import merge_documents, merge_hosts
+from jobs.config import Config
+from jobs.crawl_merges import PAGE_REFUSES, merge_documents, merge_found, merge_hosts
 from jobs.fetch import fetch
 from jobs.fetch_settings import Settings
-from jobs.frontier import PLANNED
+from jobs.frontier import PLANNED, within_budgets
 from jobs.hosts import HostState
 from jobs.lake import Lake, append, concurrency_errors, file_system, read, repeated, version
 from jobs.log import logged
 from jobs.outcomes import Outcome, Request
 from jobs.runs import Run, RunTakenOver
-from jobs.sites import PAGE, SITEMAP
 from jobs.sources import SIGHTINGS
 from jobs.taken_down import Takedowns
-from jobs.urls import canonical_url, host_bucket
+from jobs.urls import host_bucket, registrable
 from schemas import DOCUMENTS, FETCHES, HOSTS, MEDIA
 from schemas.errors import Error, ErrorCode, error
 from schemas.table import schema_ddl, spark_type
@@ -39,8 +39,6 @@ _HELD = ("content", "pack_uri", "offset", "length", "size_bytes")
 _FACTS = ("mime", "width", "height", "duration_s", "taken_at", "latitude", "longitude", "camera")
 _ATTEMPT = pa.struct([f for f in FETCHES.columns if f.name not in ("doc_id", "run_id", "attempt", "url")])
 _STATE = pa.struct([f for f in HOSTS.columns if f.name not in ("host_bucket", "first_seen_at", "run_id")])
-WAS_LATE = "error.code = 'deferred' AND moved_to IS NULL AND size(attempts) = 0 AND n_redirects = 0"
-LEADS_ON = f"moved_to IS NOT NULL OR size(found) > 0 OR ({WAS_LATE})"
 # What a task is given: the documents of its hosts, and a row without doc_id for each host that is known.
 GIVEN = pa.schema([*PLANNED, pa.field("state", _STATE)])
 # What it gives: a row for each document with its next state, the bytes or where they are if there are any, and all
@@ -50,11 +48,10 @@ STAGED = pa.schema(
         *(pa.field(f.name, f.type) for f in DOCUMENTS.columns),
         *(pa.field(name, MEDIA.columns.field(name).type) for name in (*_HELD, *_FACTS)),
         pa.field("is_unchanged", pa.bool_()),
+        pa.field("is_final", pa.bool_()),
         pa.field("attempts", pa.list_(_ATTEMPT)),
-        *(pa.field(name, PLANNED.field(name).type) for name in ("n_attempts", "n_redirects")),
+        pa.field("n_attempts", pa.int32()),
         pa.field("found", pa.list_(pa.struct([f for f in SIGHTINGS if f.name != "ordinal"]))),
-        pa.field("moved_to", pa.string()),
-        pa.field("moved_host", pa.string()),
         pa.field("state", _STATE),
     ]
 )
@@ -66,19 +63,22 @@ STAGED = pa.schema(
 def staged_row(planned: Mapping[str, Any], outcome: Outcome | None, problem: Error | None = None) -> dict[str, Any]:
     """The staged row of a planned document; without an `outcome` nothing was asked, for the reason in `problem`."""
     row: dict[str, Any] = {name: planned.get(name) for name in DOCUMENTS.columns.names}
-    row |= {"media_id": None, "etag": None, "last_modified": None, "opted_out": False, "attempts": []}
+    row |= dict.fromkeys(("media_id", "final_url", "etag", "last_modified"))
     row["media_type"] = planned["expects"]  # a page or sitemap, also where it was not had
-    row |= {name: planned[name] for name in ("n_gone", "n_attempts", "n_redirects")} | {"is_unchanged": False}
+    row |= {"n_attempts": planned["n_attempts"], "attempts": [], "is_unchanged": False, "is_final": True}
     if outcome is None:
         is_opt_out = problem is not None and problem["code"] == ErrorCode.OPTED_OUT
-        return row | {"error": problem, "opted_out": is_opt_out}
+        return row | {"error": problem, "opted_out": is_opt_out, "n_gone": 0}
     is_file = planned["root"] is not None
     last = outcome.attempts[-1] if outcome.attempts else None
+    was_had = last if outcome.error is None else None  # an error's ETag says nothing of what is wanted
     return row | {
         "media_type": outcome.facts.media_type if outcome.held is not None else planned["expects"],
         "media_id": outcome.held and outcome.held.media_id,
-        "etag": planned["version"] if is_file else last and last.etag,
-        "last_modified": planned["changed_at"] if is_file else last and last.last_modified,
+        "final_url": was_had.final_url if was_had and was_had.final_url != planned["url"] else None,
+        "moved_to": outcome.moved_to,
+        "etag": planned["version"] if is_file else was_had and was_had.etag,
+        "last_modified": planned["changed_at"] if is_file else was_had and was_had.last_modified,
         "fetched_at": last and last.started_at,
         "next_fetch_at": outcome.next_fetch_at,
         "recrawl_s": outcome.recrawl_s,
@@ -88,11 +88,9 @@ def staged_row(planned: Mapping[str, Any], outcome: Outcome | None, problem: Err
         **{name: getattr(outcome.held, name, None) for name in _HELD},
         **{name: getattr(outcome.facts, name) for name in _FACTS},
         "is_unchanged": outcome.is_unchanged,
+        "is_final": outcome.is_final,
         "attempts": [asdict(attempt) for attempt in outcome.attempts],
-        "n_redirects": outcome.request.n_redirects,
         "found": None if outcome.found is None else [vars(one) for one in outcome.found],
-        "moved_to": outcome.moved_to,
-        "moved_host": canonical_url(outcome.moved_to).host if outcome.moved_to is not None else None,
     }
 
 
@@ -105,7 +103,7 @@ def refusal(planned: Mapping[str, Any], taken_down: Takedowns) -> Error | None:
     if planned["problem"] is not None:
         return error(ErrorCode.HTTP_CLIENT_ERROR, planned["problem"])
     if planned["opted_out"]:
-        return error(ErrorCode.OPTED_OUT, "the page that shows it says so")
+        return error(ErrorCode.OPTED_OUT, PAGE_REFUSES)
     if (reason := taken_down.of_url(planned["doc_id"], planned["host"])) is not None:
         return error(ErrorCode.TAKEN_DOWN, reason)
     return None
@@ -118,17 +116,20 @@ def request_of(planned: Mapping[str, Any]) -> Request:
     return Request(**{name: planned[name] for name in names if name not in named}, **named)
 
 
+def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Of a host the highest priority first, what has failed before last; of an archive as it lies there."""
+    return row["root"] or "", row["offset"] or 0, -row["priority"], row["has_failed"], row["ordinal"]
+
+
 def fetch_batches(batches: Iterable[pa.RecordBatch], settings: Settings) -> Iterator[pa.RecordBatch]:
     """Batches of `GIVEN` to batches of `STAGED`; all of a registrable domain must come in one call."""
     given = [row for batch in batches for row in batch.to_pylist()]
-    known = [HostState(**row["state"]) for row in given if row["doc_id"] is None]
+    states = [row["state"] for row in given if row["doc_id"] is None]
+    known = [HostState(**{name: value for name, value in state.items() if name != "domain"}) for state in states]
     planned = {row["doc_id"]: row for row in given if row["doc_id"] is not None}
     del given
     rows, requests = [], []
-    # Of a host the highest priority first, then in the order of the sources; of an archive as it lies there.
-    for row in sorted(
-        planned.values(), key=lambda row: (row["root"] or "", row["offset"] or 0, -row["priority"], row["ordinal"])
-    ):
+    for row in sorted(planned.values(), key=_place):
         if (refused := refusal(row, settings.taken_down)) is not None:
             rows.append(staged_row(row, None, refused))
         else:
@@ -136,7 +137,8 @@ def fetch_batches(batches: Iterable[pa.RecordBatch], settings: Settings) -> Iter
     n_bytes = 0
     for one in fetch(requests, settings, known):
         if isinstance(one, HostState):
-            rows.append({"host_bucket": host_bucket(one.host), "state": asdict(one)})
+            state = asdict(one) | {"domain": registrable(one.host)}
+            rows.append({"host_bucket": host_bucket(one.host), "state": state})
         else:
             rows.append(staged_row(planned[one.request.doc_id], one))
             n_bytes += len(one.content or b"")
@@ -173,28 +175,42 @@ def stage_wave(spark: SparkSession, lake: Lake, planned: DataFrame, settings: Se
         F.lit(None).cast(spark_type(_STATE)).alias("state"),
         F.when(F.col("root").isNull(), F.col("domain")).otherwise(held).alias("together"),
     )
-    asked = planned.where("root IS NULL").select(F.col("fetch_host").alias("host"), "domain").distinct()
-    known = read(spark, lake, HOSTS).join(asked, on="host", how="inner")
+    asked = planned.where("root IS NULL").select("domain").distinct()
+    known = read(spark, lake, HOSTS).join(asked, on="domain", how="left_semi")  # redirects lead to any host of it
     states = known.select(
         *(F.lit(None).cast(spark_type(field.type)).alias(field.name) for field in PLANNED),
         F.struct(*(field.name for field in _STATE)).alias("state"),
         F.col("domain").alias("together"),
     )
     given = rows.unionByName(states).repartition(n_tasks, "together").select(*GIVEN.names)
-    fetched = given.mapInArrow(lambda batches: logged(fetch_batches(batches, settings), "fetched"), schema_ddl(STAGED))
+
+    def task(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        from pyspark import TaskContext
+
+        context = TaskContext.get()
+        is_again = context is not None and context.attemptNumber() > 0  # hosts may have been asked a moment ago
+        return logged(fetch_batches(batches, replace(settings, is_resumed=settings.is_resumed or is_again)), "fetched")
+
+    fetched = given.mapInArrow(task, schema_ddl(STAGED))
     # Rows may be a hundred megabytes: the sizes of row groups and pages are looked at after each, not each hundredth.
     checks = {"parquet.block.size.row.check.min": "1", "parquet.page.size.row.check.min": "1"}
     fetched.write.mode("overwrite").options(**checks).parquet(uri)
 
 
-def commit_wave(spark: SparkSession, lake: Lake, run: Run, transaction: int) -> None:
-    """Commit a staged wave to media, fetches and documents; each step is done once however often it is begun."""
+def commit_wave(spark: SparkSession, lake: Lake, config: Config, run: Run, transaction: int) -> None:
+    """Commit a staged wave to media, fetches, documents and hosts; each step is done once however often it is begun.
+
+    What pages lead to is in `documents` before the pages are: an unchanged one does not tell it again.
+    """
     staged = spark.read.schema(schema_ddl(STAGED)).parquet(wave_uri(lake, run, transaction))
     run.check_owned()
     repeated(lambda: append(new_media(staged, read(spark, lake, MEDIA)), lake, MEDIA, owner=run.owner))
     run.check_owned()
     _append_fetches(spark, lake, run, staged, transaction)
     run.check_owned()
+    if staged.where("size(found) > 0").limit(1).collect():
+        merge_found(spark, lake, within_budgets(spark, lake, config, found(staged)))
+        run.check_owned()
     merge_documents(spark, lake, staged.where("doc_id IS NOT NULL"))
     run.check_owned()
     merge_hosts(spark, lake, run, staged)
@@ -240,43 +256,15 @@ def _append_fetches(spark: SparkSession, lake: Lake, run: Run, staged: DataFrame
         raise RunTakenOver(f"wave {transaction} of run {run.run_id} was committed by another attempt; this one stops")
 
 
-def led_on(spark: SparkSession, lake: Lake, uris: Iterable[str]) -> DataFrame:
-    """The documents of staged waves that are to be asked for again in this run, as rows of `PLANNED`.
-
-    Their answers led to hosts that other tasks ask, or their turn did not come in the round, though their host was
-    asked for others: the next round brings it nearer.
-    """
+def found(staged: DataFrame) -> DataFrame:
+    """What pages and sitemaps lead to, as rows of `SIGHTINGS`, each document once; any page may refuse it."""
     from pyspark.sql import functions as F
 
-    staged = spark.read.schema(schema_ddl(STAGED)).parquet(*uris)
-    attempts = (F.col("n_attempts") + F.size("attempts")).cast("int").alias("n_attempts")
-    where = (F.col("moved_to").alias("fetch_url"), F.col("moved_host").alias("fetch_host"))
-    moved = staged.where("moved_to IS NOT NULL").select("doc_id", *where, attempts, "n_redirects")
-    asked = staged.where("state.requests > 0").select(F.col("state.host").alias("host")).distinct()
-    late = staged.where(f"{WAS_LATE} AND next_fetch_at <= current_timestamp()").join(asked, on="host", how="left_semi")
-    here = (F.col("url").alias("fetch_url"), F.col("host").alias("fetch_host"))
-    led = moved.unionByName(late.select("doc_id", *here, attempts, "n_redirects"))
-    known = read(spark, lake, DOCUMENTS).join(F.broadcast(led), on="doc_id", how="inner")
-    expects = F.when(F.col("media_type").isin(PAGE, SITEMAP), F.col("media_type"))
-    given = {"ordinal": F.lit(0), "priority": F.lit(0), "expects": expects}
-    return known.select(
-        *(
-            given.get(field.name, F.col(field.name) if field.name in known.columns else F.lit(None))
-            .cast(spark_type(field.type))
-            .alias(field.name)
-            for field in PLANNED
-        )
-    )
-
-
-def found(spark: SparkSession, uris: Iterable[str]) -> DataFrame:
-    """What the pages and sitemaps of staged waves lead to, as rows of `SIGHTINGS`, each document once."""
-    from pyspark.sql import functions as F
-
-    rows = spark.read.schema(schema_ddl(STAGED)).parquet(*uris).select(F.explode("found").alias("one")).select("one.*")
+    rows = staged.select(F.explode("found").alias("one")).select("one.*")
     one = F.min_by(F.struct(*rows.columns), F.coalesce("depth", F.lit(0))).alias("one")
-    rows = rows.groupBy("doc_id").agg(one).select("one.*")
-    return rows.withColumn("ordinal", F.monotonically_increasing_id()).select(*SIGHTINGS.names)
+    each = rows.groupBy("doc_id").agg(one, F.max("opted_out").alias("refused")).select("one.*", "refused")
+    each = each.withColumn("opted_out", F.col("refused")).withColumn("ordinal", F.lit(0).cast("long"))
+    return each.select(*SIGHTINGS.names)
 
 
 def staged_waves(spark: SparkSession, lake: Lake, run: Run) -> list[int]:

@@ -102,6 +102,7 @@ class Exchanges:
         than `max_bytes` may come back, and nothing of an answer other than 2xx. The caller closes the body.
         """
         trace.final_url, trace.http_status, trace.headers = url.href, None, {}  # of this hop, not of the one before
+        trace.n_requests += 1
         seen = Dialled()
         dialled.set(seen)
         started = time.perf_counter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections import defaultdict, deque
 from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator
@@ -42,6 +43,7 @@ from schemas.errors import RETRYABLE, ErrorCode, error
 
 N_FILE_READERS = 4  # hides the latency of an object store
 PAGE_TYPES = "text/html, application/xhtml+xml, application/xml, */*;q=0.1"
+BAD_GATEWAY = frozenset({502, 504, *range(520, 530)})  # there is nobody behind what answers (520 to 529: Cloudflare's)
 NO_ANSWER = frozenset({ErrorCode.DNS_FAILURE, ErrorCode.CONNECTION_FAILED, ErrorCode.TIMEOUT})
 
 
@@ -71,8 +73,13 @@ class _Crawler:
             rate_per_minute=settings.rate_per_minute,
             burst=settings.burst,
         )
-        deadline = asyncio.get_running_loop().time() + settings.round_s
-        self.schedule: Schedule[Item] = Schedule(manners, max_open=settings.n_connections, deadline=deadline)
+        now = asyncio.get_running_loop().time()
+        self.schedule: Schedule[Item] = Schedule(
+            manners,
+            max_open=settings.n_connections,
+            deadline=now + settings.round_s,
+            first_at=now + settings.delay_s if settings.is_resumed else -math.inf,
+        )
         self.turns = Turns(self.schedule)
         self.turns.hold(0)
         self.rules = Rules(self.turns, self.get, settings.max_attempts, settings.backoff_s)
@@ -150,7 +157,7 @@ class _Crawler:
         now = asyncio.get_running_loop().time()
         if status in (429, 503):
             self.schedule.asked_to_wait(host, failure.wait_s, jitter=random.uniform(0.5, 1.5), now=now)
-        elif failure.code in NO_ANSWER or (status is not None and status >= 500):
+        elif failure.code in NO_ANSWER or status in BAD_GATEWAY:
             self.schedule.failed(host, now)
         elif status is not None:
             self.schedule.worked(host)
@@ -160,9 +167,9 @@ class _Crawler:
 
         Raises Failure, StorageFailed, _Moved, _Unchanged.
         """
-        conditions = {"If-None-Match": request.etag, "If-Modified-Since": request.last_modified}
-        is_known = request.media_id is not None or request.expects is not None
-        headers = {name: value for name, value in conditions.items() if value and is_known and value.isprintable()}
+        told = (("If-None-Match", request.etag), ("If-Modified-Since", request.last_modified))
+        known = {name: value for name, value in told if value and value.isprintable() and request.was_had}
+        conditions: dict[str, str] = {}
         max_bytes = min(self.settings.max_bytes, MAX_BYTES.get(request.expects or "", self.settings.max_bytes))
         accept = {"Accept": PAGE_TYPES} if request.expects is not None else {}
 
@@ -175,7 +182,7 @@ class _Crawler:
             if header is not None and response.status < 400:
                 trace.opted_out = True
                 return Failure(ErrorCode.OPTED_OUT, header)
-            if response.status == 304 and headers:
+            if response.status == 304 and conditions:
                 return None
             if status_code(response.status) is not None:
                 return status_failure(response)
@@ -193,7 +200,9 @@ class _Crawler:
                 trace.robots = "disallowed"
                 raise Failure(ErrorCode.ROBOTS_DISALLOWED, f"robots.txt of {url.origin}")
             trace.robots = rules.decision
-            body = await self.get(url, trace, leave, max_bytes, refuse, headers | accept)
+            # An ETag says nothing of what is at another URL.
+            conditions = known if url.href == (request.final_url or request.url) else {}
+            body = await self.get(url, trace, leave, max_bytes, refuse, conditions | accept)
             if trace.http_status == 304:
                 body.close()
                 raise _Unchanged
@@ -281,17 +290,13 @@ class _Crawler:
     # -- files ----------------------------------------------------------------------------------------------------
 
     async def read_all(self, files: deque[Request]) -> None:
-        """Read files and members of archives, several at a time."""
-
+        """Read files and members of archives, several at a time, however long it takes: nobody is asked politely."""
         settings = self.settings
         read = partial(read_file, max_bytes=settings.max_bytes, packs=settings.packs, taken_down=settings.taken_down)
 
         async def reader() -> None:
             while files:
                 request = files.popleft()
-                if asyncio.get_running_loop().time() > self.schedule.deadline:
-                    self.put(finished(request, [], error(ErrorCode.DEFERRED, "the time of this round is over")))
-                    continue
                 await self.turns.room()
                 try:
                     outcome = await asyncio.to_thread(read, request)
@@ -307,9 +312,11 @@ class _Crawler:
 
     def restore(self, states: Iterable[HostState]) -> None:
         """Go on with what earlier runs knew of hosts."""
-        states, wall = list(states), datetime.now(UTC)
+        states, wall, now = list(states), datetime.now(UTC), asyncio.get_running_loop().time()
         for state in states:
-            restore(self.schedule, state, wall=wall, now=asyncio.get_running_loop().time())
+            restore(self.schedule, state, wall=wall, now=now)
+            if self.settings.is_resumed:
+                self.schedule.rest(self.schedule.host(state.host), now)
         self.rules.restore(states)
 
     def states(self) -> Iterator[HostState]:
@@ -350,8 +357,6 @@ async def fetch_all(
         crawler.restore(known)
         for name, queue in queues.items():
             crawler.domains.add(registrable(name))
-            if settings.is_resumed:
-                crawler.schedule.rest(crawler.schedule.host(name), asyncio.get_running_loop().time())
             crawler.schedule.add(crawler.schedule.host(name), queue, priority=max(r.priority for r in queue))
 
         async def work() -> None:

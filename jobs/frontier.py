@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -11,14 +13,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from jobs.config import Config
+from jobs.config import Config, Source
 from jobs.lake import Lake, read, remove_folder
+from jobs.outcomes import REDIRECTS
 from jobs.runs import Run
 from jobs.sites import PAGE, SITEMAP
 from jobs.sources import ROWS_PER_BATCH, SIGHTINGS, Part, SourceError, part_sightings, source_parts
-from jobs.urls import registrable
+from jobs.urls import host_bucket, registrable
 from jobs.waves import packed, per_round
-from schemas import DOCUMENTS, HOSTS
+from schemas import DOCUMENTS, FETCHES, HOSTS
+from schemas.errors import RETRYABLE, ErrorCode
 from schemas.table import schema_ddl, spark_type
 
 if TYPE_CHECKING:
@@ -32,7 +36,10 @@ PART_SHIFT = 40  # an ordinal is the number of the source's part and the place i
 # What is known of a document when it is fetched, and where: a redirect may have led to another host.
 KNOWN = pa.schema(
     [
+        ("was_had", pa.bool_()),
+        ("has_failed", pa.bool_()),
         ("media_id", pa.string()),
+        ("final_url", pa.string()),
         ("etag", pa.string()),
         ("last_modified", pa.string()),
         ("recrawl_s", pa.float64()),
@@ -83,26 +90,48 @@ def stage_sightings(spark: SparkSession, config: Config, uri: str) -> DataFrame:
 # -- plan ---------------------------------------------------------------------------------------------------------
 
 
-def stage_plan(spark: SparkSession, lake: Lake, config: Config, run: Run) -> tuple[DataFrame, dict[str, int]]:
-    """The plan of all sightings of the sources, and of what is due of the sites among them; see `stage_actions`."""
-    seen = stage_sightings(spark, config, f"{lake.staging(run.run_id)}/sightings")
-    sites = [source.name for source in config.crawl.sources if source.kind == "site"]
-    if sites:
-        seen = seen.unionByName(due_of_sites(spark, lake, run, sites))
-    return stage_actions(spark, lake, config, run, seen, "plan")
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """The time of a run: what was fetched before `since` was not by it, and what is due after `until` can wait."""
+
+    since: datetime
+    until: datetime
 
 
-def due_of_sites(spark: SparkSession, lake: Lake, run: Run, sites: Sequence[str]) -> DataFrame:
-    """What is known of sites and due, as sightings: an unchanged page does not tell again what it leads to."""
+def stage_plan(
+    spark: SparkSession, lake: Lake, config: Config, run: Run, span: Span, generation: int = 0
+) -> tuple[DataFrame, dict[str, int]]:
+    """The plan of a generation, see `stage_actions`: the first is of all that sources show and what is due of sites.
+
+    Those after it are of what the ones before have left: found on pages, led to another host, not reached in its round.
+    """
     from pyspark.sql import functions as F
 
-    documents = read(spark, lake, DOCUMENTS).where(F.col("source").isin(list(sites)))
-    due = documents.where(F.col("next_fetch_at") <= F.lit(run.started))
-    expects = F.when(F.col("media_type").isin(PAGE, SITEMAP), F.col("media_type"))
-    given = {"ordinal": F.lit(DUE_ORDINAL), "priority": F.lit(0), "expects": expects}
-    return due.select(
+    until = F.col("next_fetch_at") <= F.lit(span.until)
+    if generation:
+        seen = known_as_seen(spark, lake, config.crawl.sources, until & (F.col("next_fetch_at") >= F.lit(span.since)))
+    else:
+        seen = stage_sightings(spark, config, f"{lake.staging(run.run_id)}/sightings")
+        if sites := [source for source in config.crawl.sources if source.kind == "site"]:
+            seen = seen.unionByName(known_as_seen(spark, lake, sites, until))
+    return stage_actions(spark, lake, config, run, span, seen, f"plan-{generation}")
+
+
+def known_as_seen(spark: SparkSession, lake: Lake, sources: Sequence[Source], condition: Column) -> DataFrame:
+    """Documents of sources as sightings: the frontier."""
+    from pyspark.sql import functions as F
+
+    names = [source.name for source in sources]
+    documents = read(spark, lake, DOCUMENTS).where(F.col("source").isin(names) & condition)
+    pairs = (F.lit(value) for source in sources for value in (source.name, source.priority))
+    given = {
+        "ordinal": F.lit(DUE_ORDINAL),
+        "priority": F.create_map(*pairs)[F.col("source")],
+        "expects": F.when(F.col("media_type").isin(PAGE, SITEMAP), F.col("media_type")),
+    }
+    return documents.select(
         *(
-            given.get(field.name, F.col(field.name) if field.name in due.columns else F.lit(None))
+            given.get(field.name, F.col(field.name) if field.name in documents.columns else F.lit(None))
             .cast(spark_type(field.type))
             .alias(field.name)
             for field in SIGHTINGS
@@ -111,49 +140,65 @@ def due_of_sites(spark: SparkSession, lake: Lake, run: Run, sites: Sequence[str]
 
 
 def stage_actions(
-    spark: SparkSession, lake: Lake, config: Config, run: Run, seen: DataFrame, name: str
+    spark: SparkSession, lake: Lake, config: Config, run: Run, span: Span, seen: DataFrame, name: str
 ) -> tuple[DataFrame, dict[str, int]]:
     """Sightings, each document once, with what to do about it; and how many rows there are of each kind.
 
     `action` is `fetch` (new, due or changed), `describe` (only what is said about it changed) or `nothing`, and
-    `wave` numbers the waves of what is fetched. Documents this run already fetched are not due again.
+    `wave` numbers the waves of what is fetched. Documents this run already fetched are not due again, but for those
+    that an answer has led to another host.
     """
     from pyspark.sql import functions as F
 
     one = F.min_by(F.struct(*SIGHTINGS.names), "ordinal").alias("s")
-    first = seen.groupBy("doc_id").agg(one, F.count("*").alias("n"))
-    known = read(spark, lake, DOCUMENTS).select(
+    first = seen.groupBy("doc_id").agg(one, F.max("opted_out").alias("refused"), F.count("*").alias("n"))
+    first = first.select("s.*", "refused", "n").withColumn("opted_out", F.col("refused"))  # any page may refuse
+    documents = read(spark, lake, DOCUMENTS)
+    was_had = F.col("fetched_at").isNotNull() & F.col("error").isNull()
+    known = documents.select(
         "doc_id",
         "host_bucket",
         F.struct("source", *DESCRIPTION).alias("was"),
-        "fetched_at",
-        "next_fetch_at",
+        was_had.alias("was_had"),
         F.col("error.code").alias("was_error"),
-        *("media_id", "etag", "last_modified", "recrawl_s", "n_gone"),
+        *("fetched_at", "next_fetch_at", "moved_to"),
+        *("media_id", "final_url", "etag", "last_modified", "recrawl_s", "n_gone"),
     )
-    joined = first.select("s.*", "n").join(known, on=["doc_id", "host_bucket"], how="left")
+    ours = read(spark, lake, FETCHES).where(F.col("run_id") == run.run_id)
+    is_redirect = F.col("http_status").isin(*REDIRECTS) & F.col("error").isNull()
+    ours = ours.groupBy("doc_id").agg(
+        F.max("attempt").alias("n_attempts"), F.count_if(is_redirect).alias("n_redirects")
+    )
+    joined = first.join(known, on=["doc_id", "host_bucket"], how="left").join(ours, on="doc_id", how="left")
+    moved = F.when(F.col("fetched_at") >= F.lit(span.since), F.col("moved_to"))
+    failed = F.col("was_error").isin([str(code) for code in RETRYABLE - {ErrorCode.DEFERRED}])
+    # The authority of a canonical URL is its host.
+    fetch_host = F.when(moved.isNotNull(), F.regexp_extract(moved, "^[a-z]+://([^/?#]+)", 1)).otherwise(F.col("host"))
     actions = joined.select(
         *SIGHTINGS.names,
-        *("media_id", "etag", "last_modified", "recrawl_s", F.coalesce("n_gone", F.lit(0)).alias("n_gone")),
-        F.col("url").alias("fetch_url"),
-        F.when(F.col("root").isNull(), F.col("host")).otherwise("").alias("fetch_host"),
-        F.lit(0).alias("n_attempts"),
-        F.lit(0).alias("n_redirects"),
-        action(run, config).alias("action"),
+        F.coalesce("was_had", F.lit(False)).alias("was_had"),
+        F.coalesce(failed, F.lit(False)).alias("has_failed"),
+        *("media_id", "final_url", "etag", "last_modified", "recrawl_s"),
+        F.coalesce("n_gone", F.lit(0)).alias("n_gone"),
+        F.coalesce(moved, F.col("url")).alias("fetch_url"),
+        F.when(F.col("root").isNull(), fetch_host).otherwise("").alias("fetch_host"),
+        F.coalesce("n_attempts", F.lit(0)).cast("int").alias("n_attempts"),
+        F.coalesce("n_redirects", F.lit(0)).cast("int").alias("n_redirects"),
+        action(span, config).alias("action"),
         "n",
     )
     return stage_waves(spark, lake, config, actions, lake.staging(run.run_id), name)
 
 
-def action(run: Run, config: Config) -> Column:
+def action(span: Span, config: Config) -> Column:
     """What to do about a document that is seen, from what is known of it."""
     from pyspark.sql import functions as F
 
-    started = F.lit(run.started)
-    untried = F.col("fetched_at").isNull() | (F.col("fetched_at") < started)
+    fetched_before = F.col("fetched_at").isNull() | (F.col("fetched_at") < F.lit(span.since))
+    is_left = fetched_before | F.col("moved_to").isNotNull() | (F.col("was_error") == ErrorCode.DEFERRED)
     changed = F.col("root").isNotNull() & ~F.col("etag").eqNullSafe(F.col("version"))
     asked = F.col("was_error").isin(list(config.crawl.retry_errors))
-    due = F.col("was").isNull() | (untried & ((F.col("next_fetch_at") <= started) | changed | asked))
+    due = F.col("was").isNull() | (is_left & ((F.col("next_fetch_at") <= F.lit(span.until)) | changed | asked))
     described = ~F.col("was").eqNullSafe(
         F.struct("source", *(F.coalesce(F.col(name), F.col(f"was.{name}")).alias(name) for name in DESCRIPTION))
     )
@@ -166,7 +211,8 @@ def stage_waves(
     """Write rows of `PLANNED` with their action and `n` sightings as a plan, those to fetch with domain and wave.
 
     In a wave a host has no more documents than its pauses let through in a round; of a host those of the highest
-    priority come first, then in the order of the sources.
+    priority come first, then those that have not failed before, in the order of the sources. Rows of a wave lie
+    together, so that reading one reads little else.
     """
     from pyspark.sql import Window
     from pyspark.sql import functions as F
@@ -191,7 +237,7 @@ def stage_waves(
     )
     places = hosts_in_waves(to_fetch, crawl_delays(spark, lake, to_fetch), config)
     where = spark.createDataFrame(places)
-    order = Window.partitionBy("fetch_host", "part").orderBy(F.desc("priority"), "ordinal")
+    order = Window.partitionBy("fetch_host", "part").orderBy(F.desc("priority"), "has_failed", "ordinal")
     fetched = actions.where("action = 'fetch'").join(where, on=["fetch_host", "part"], how="inner")
     place = F.col("start") + F.row_number().over(order) - 1
     wave = (F.col("first_wave") + F.floor(place / F.col("per_wave"))).cast("long").alias("wave")
@@ -199,7 +245,8 @@ def stage_waves(
     others = actions.where("action != 'fetch'").select(
         *PLANNED.names, "action", F.lit(None).cast("string").alias("domain"), F.lit(None).cast("long").alias("wave")
     )
-    fetched.unionByName(others).write.mode("overwrite").parquet(f"{staging}/{name}")
+    planned = fetched.unionByName(others).repartition("wave").sortWithinPartitions("wave")
+    planned.write.mode("overwrite").parquet(f"{staging}/{name}")
     return spark.read.schema(_PLAN).parquet(f"{staging}/{name}"), counts
 
 
@@ -222,7 +269,9 @@ def hosts_in_waves(found: pa.Table, delays_s: Mapping[str, float], config: Confi
     n_documents = np.bincount(index, weights=rows, minlength=len(hosts)).astype(np.int64)
     pauses = np.array([max(crawl.delay_s, delays_s.get(host, 0.0)) if host else 0.0 for host in hosts], np.float64)
     limits = per_round(pauses, round_s=crawl.round_s, wave_documents=crawl.wave_documents)
-    first, per_wave = packed(n_documents, limits, wave_documents=crawl.wave_documents)
+    # Documents lie by the bucket of their host: hosts of near buckets in one wave, so that its MERGE touches few files.
+    near = np.array([host_bucket(host) for host in hosts], np.int64)
+    first, per_wave = packed(n_documents, limits, wave_documents=crawl.wave_documents, near=near)
     before = np.cumsum(rows) - rows
     start = before - before[np.searchsorted(index, index)]
     return pa.table(
@@ -237,35 +286,22 @@ def hosts_in_waves(found: pa.Table, delays_s: Mapping[str, float], config: Confi
     )
 
 
-def stage_led(spark: SparkSession, lake: Lake, config: Config, run: Run, led: DataFrame, generation: int) -> DataFrame:
-    """The plan of documents that are to be asked for again in this run, from rows of `PLANNED`."""
-    from pyspark.sql import functions as F
-
-    rows = led.select(*PLANNED.names, F.lit("fetch").alias("action"), F.lit(1).cast("long").alias("n"))
-    return stage_waves(spark, lake, config, rows, lake.staging(run.run_id), f"led-{generation}")[0]
-
-
 def within_budgets(spark: SparkSession, lake: Lake, config: Config, seen: DataFrame) -> DataFrame:
-    """Sightings without the pages above `max_pages` of their site: what a trap for crawlers makes up has an end."""
+    """Sightings without the pages above `max_pages` of a host: what a trap for crawlers makes up has an end."""
     from pyspark.sql import Window
     from pyspark.sql import functions as F
 
     budgets = [(source.name, source.max_pages) for source in config.crawl.sources if source.kind == "site"]
     if not budgets:
         return seen
+    hosts = seen.where("depth IS NOT NULL").select("host", "host_bucket").distinct()
     known = read(spark, lake, DOCUMENTS).where("depth IS NOT NULL")
-    n_known = known.groupBy("source").agg(F.count("*").alias("n_known"))
-    left = spark.createDataFrame(budgets, "source STRING, max_pages BIGINT").join(n_known, on="source", how="left")
-    left = left.select("source", (F.col("max_pages") - F.coalesce("n_known", F.lit(0))).alias("n_left"))
-    pages = seen.where("depth IS NOT NULL").join(known.select("doc_id"), on="doc_id", how="left_anti")
-    place = F.row_number().over(Window.partitionBy("source").orderBy("depth", "ordinal"))
-    too_many = pages.withColumn("place", place).join(left, on="source", how="inner").where("place > n_left")
+    known = known.join(F.broadcast(hosts), on=["host", "host_bucket"], how="left_semi")
+    n_known = known.groupBy("source", "host").agg(F.count("*").alias("n_known"))
+    new = seen.where("depth IS NOT NULL").join(known.select("doc_id"), on="doc_id", how="left_anti")
+    place = F.row_number().over(Window.partitionBy("source", "host").orderBy("depth", "doc_id"))
+    placed = new.select("doc_id", "source", "host", place.alias("place"))
+    placed = placed.join(n_known, on=["source", "host"], how="left")
+    placed = placed.join(spark.createDataFrame(budgets, "source STRING, max_pages BIGINT"), on="source", how="inner")
+    too_many = placed.where(F.col("place") + F.coalesce("n_known", F.lit(0)) > F.col("max_pages"))
     return seen.join(too_many.select("doc_id"), on="doc_id", how="left_anti")
-
-
-def renumbered(plan: DataFrame, after: DataFrame) -> DataFrame:
-    """A plan whose waves come after those of another."""
-    from pyspark.sql import functions as F
-
-    last = after.agg(F.max("wave")).collect()[0][0]
-    return plan if last is None else plan.withColumn("wave", F.col("wave") + last + 1)

@@ -122,13 +122,15 @@ DOCUMENTS_RULES = [
     Rule("media_known", "its media is in media", "media_id IS NOT NULL AND media_known IS NULL"),
     Rule(
         "media_type",
-        "media_type is image or video, and null only without media",
-        "media_type NOT IN ('image', 'video') OR (media_id IS NOT NULL AND media_type IS NULL)",
+        "media_type is image or video of media, page or sitemap of what has none",
+        "media_type NOT IN ('image', 'video', 'page', 'sitemap') OR (media_id IS NOT NULL AND media_type IS NULL)"
+        " OR (media_id IS NOT NULL AND media_type IN ('page', 'sitemap'))",
     ),
     Rule(
         "outcome",
-        "a document that was tried has media or an error",
-        "fetched_at IS NOT NULL AND media_id IS NULL AND error IS NULL",
+        "a document that was tried has media or an error, or is a page or sitemap",
+        "fetched_at IS NOT NULL AND media_id IS NULL AND error IS NULL"
+        " AND coalesce(media_type, '') NOT IN ('page', 'sitemap')",
     ),
     Rule(
         "host_bucket",

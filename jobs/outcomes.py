@@ -41,8 +41,10 @@ class Request:
     source: str = ""
     expects: str | None = None  # page or sitemap; None for a picture or video
     depth: int | None = None
-    # What is known of the document: what was obtained, and how it was told apart from what is newer.
+    # What is known of the document: what was had, and how it is told apart from what is newer.
+    was_had: bool = False
     media_id: str | None = None
+    final_url: str | None = None  # that it was had from, where that is not its own
     etag: str | None = None
     last_modified: str | None = None
     recrawl_s: float | None = None
@@ -58,7 +60,7 @@ class Recrawl:
     first_s: float = 30 * 86400.0
     least_s: float = 86400.0
     most_s: float = 365 * 86400.0
-    n_gone: int = 3  # answers 404 or 410 in a row, after which a document is not asked for again
+    n_gone: int = 3  # final errors in a row, after which what was had is given up, and what is not there too
 
     def next_s(self, before_s: float | None, *, is_changed: bool) -> float:
         """The time to the next fetch, from the time before this one (None: this was the first)."""
@@ -74,6 +76,7 @@ class Attempt:
     started_at: datetime
     final_url: str | None = None
     http_status: int | None = None
+    n_requests: int = 0
     bytes: int = 0
     ms: float = 0.0
     wait_ms: float = 0.0
@@ -100,6 +103,7 @@ class Outcome:
     is_unchanged: bool = False  # the server says that what is known is what it has
     recrawl_s: float | None = None  # between this fetch and the next one planned
     n_gone: int = 0
+    is_final: bool = False  # an error by which what was had before is given up
     found: tuple[Sighting, ...] | None = None  # what a page or sitemap leads to
     moved_to: str | None = None  # URL on a host that another task asks, where the last answer led
 
@@ -123,6 +127,7 @@ class Trace:
 
     final_url: str | None = None
     http_status: int | None = None
+    n_requests: int = 0
     bytes: int = 0
     ms: float = 0.0
     wait_ms: float = 0.0
@@ -136,6 +141,7 @@ class Trace:
             started_at=started_at,
             final_url=self.final_url,
             http_status=self.http_status,
+            n_requests=self.n_requests,
             bytes=self.bytes,
             ms=self.ms,
             wait_ms=self.wait_ms,
@@ -208,19 +214,41 @@ def exception_failure(problem: BaseException, seen: Dialled, timeout_s: float) -
     return Failure(ErrorCode.CONNECTION_FAILED, f"{type(problem).__name__}: {detail}")
 
 
+def is_given_up(problem: Error, request: Request, recrawl: Recrawl, n_gone: int) -> bool:
+    """Whether an error is the end of what was had of a document before, and of asking for it.
+
+    A publisher's word is, at once. Any other final error may be one of the server's, if there was or may be something:
+    it is believed when it has come a few times.
+    """
+    code = problem["code"]
+    if code in RETRYABLE:
+        return False
+    may_be_back = request.root is None and (request.was_had or code == ErrorCode.NOT_FOUND)
+    return code in (ErrorCode.OPTED_OUT, ErrorCode.TAKEN_DOWN) or not may_be_back or n_gone >= recrawl.n_gone
+
+
 def next_fetch(
-    problem: Error | None, request: Request, recrawl: Recrawl, *, recrawl_s: float | None, n_gone: int, now: datetime
+    problem: Error | None,
+    request: Request,
+    recrawl: Recrawl,
+    *,
+    recrawl_s: float | None,
+    n_gone: int,
+    is_final: bool,
+    now: datetime,
 ) -> datetime | None:
     """Not before when a document is to be fetched again; None for not until asked, or until its file changes."""
-    if request.root is not None and (problem is None or problem["code"] not in RETRYABLE):
-        return None
     if problem is None:
-        return now + timedelta(seconds=recrawl_s or recrawl.first_s)
-    if problem["code"] == ErrorCode.NOT_FOUND and n_gone < recrawl.n_gone:
-        return now + timedelta(seconds=recrawl.least_s * 2 ** (n_gone - 1))
-    if problem["code"] == ErrorCode.DEFERRED:  # for no fault of its own: as soon as its host may be asked
+        return None if request.root is not None else now + timedelta(seconds=recrawl_s or recrawl.first_s)
+    code = problem["code"]
+    if code == ErrorCode.DEFERRED:  # for no fault of its own: as soon as its host may be asked
         return now
-    return now + RETRY_LATER if problem["code"] in RETRYABLE else None
+    if code in RETRYABLE:
+        return now + RETRY_LATER
+    if not is_final:
+        return now + timedelta(seconds=recrawl.least_s * 2 ** (n_gone - 1))
+    # A robots.txt may come to allow it.
+    return now + timedelta(seconds=recrawl.most_s) if code == ErrorCode.ROBOTS_DISALLOWED else None
 
 
 def status_failure(response: aiohttp.ClientResponse) -> Failure:
@@ -245,13 +273,16 @@ def finished(
 ) -> Outcome:
     """The outcome of a request after its last attempt; `told` is when its host said that it may be asked again."""
     now = datetime.now(UTC)
-    is_gone = problem is not None and problem["code"] == ErrorCode.NOT_FOUND
-    n_gone = request.n_gone + 1 if is_gone else 0 if problem is None else request.n_gone
+    n_gone = 0 if problem is None else request.n_gone + (problem["code"] not in RETRYABLE)
+    is_final = problem is not None and is_given_up(problem, request, recrawl, n_gone)
     recrawl_s = request.recrawl_s
     if problem is None:
         is_changed = not is_unchanged and (held is None or held.media_id != request.media_id)
-        recrawl_s = recrawl.next_s(request.recrawl_s, is_changed=is_changed)
-    at = next_fetch(problem, request, recrawl, recrawl_s=recrawl_s, n_gone=n_gone, now=now)
+        last = attempts[-1] if attempts else None
+        can_tell = found is None or last is None or last.etag is not None or last.last_modified is not None
+        if can_tell or recrawl_s is None:  # a page that carries neither is another one each time it is made
+            recrawl_s = recrawl.next_s(recrawl_s, is_changed=is_changed)
+    at = next_fetch(problem, request, recrawl, recrawl_s=recrawl_s, n_gone=n_gone, is_final=is_final, now=now)
     return Outcome(
         request=request,
         attempts=tuple(attempts),
@@ -263,6 +294,7 @@ def finished(
         is_unchanged=is_unchanged,
         recrawl_s=recrawl_s,
         n_gone=n_gone,
+        is_final=is_final,
         found=found,
         moved_to=moved_to,
     )

@@ -24,6 +24,8 @@ from schemas.table import spark_type
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
+ALONE = ("crawl",)  # jobs of which a lake has one at a time: what two know of a host's pauses would be half of it
+
 
 class RunRefused(RuntimeError):
     """Another attempt lives and holds the run or the lease; worth trying again later."""
@@ -110,9 +112,13 @@ def decide_start(row: Mapping[str, Any] | None, *, now: datetime, expiry_s: floa
     return "take_over"
 
 
-def lease_held(outputs: Mapping[str, str], *, expiry_s: float) -> str:
-    """SQL condition on `runs`: a run that lives and writes one of the same (featurizer, fingerprint)."""
+def lease_held(outputs: Mapping[str, str], *, expiry_s: float, job: str = "") -> str:
+    """SQL condition on `runs`: a run that lives and writes one of the same (featurizer, fingerprint).
+
+    Of a job in `ALONE` it is any that lives.
+    """
     same = [f"outputs[{sql_text(featurizer)}] = {sql_text(fp)}" for featurizer, fp in outputs.items()]
+    same += [f"job = {sql_text(job)}"] if job in ALONE else []
     return f"status = 'running' AND {_beats(expiry_s)} AND ({' OR '.join(same) or 'false'})"
 
 
@@ -212,7 +218,7 @@ def _executing(
     check_writable(spark, lake)
     now = datetime.now(UTC)
     owner = secrets.token_hex(8)
-    held = lease_held(outputs, expiry_s=expiry_s)
+    held = lease_held(outputs, expiry_s=expiry_s, job=job)
     rows = run_rows(spark, lake, f"run_id = {sql_text(run_id)}")
     row = rows[0] if rows else None
     if decide_start(row, now=now, expiry_s=expiry_s) == "insert":

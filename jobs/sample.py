@@ -62,7 +62,14 @@ STRATA = ("host", "media_type", "error")
 # What refers is pinned before what it refers to: a crawl and a run that go on add to the latter first.
 PINNED = (EVALUATIONS, GOLDEN, MENTIONS, FEATURES, FRAMES, DOCUMENTS, FETCHES, MEDIA, HOSTS, TAKEDOWNS, RUNS)
 HASHABLE: Mapping[str, tuple[tuple[Table, str], ...]] = {
-    "url": ((DOCUMENTS, "url"), (FETCHES, "url"), (FETCHES, "final_url"), (GOLDEN, "url")),
+    "url": (
+        (DOCUMENTS, "url"),
+        (DOCUMENTS, "final_url"),
+        (DOCUMENTS, "moved_to"),
+        (FETCHES, "url"),
+        (FETCHES, "final_url"),
+        (GOLDEN, "url"),
+    ),
     "host": ((DOCUMENTS, "host"),),
     "page_url": ((DOCUMENTS, "page_url"),),
     "page_title": ((DOCUMENTS, "page_title"),),

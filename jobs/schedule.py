@@ -70,8 +70,11 @@ class Schedule(Generic[T]):
     A turn costs O(log hosts). `now` is any clock in seconds that does not go back.
     """
 
-    def __init__(self, manners: Manners, *, max_open: int, deadline: float = math.inf) -> None:
+    def __init__(
+        self, manners: Manners, *, max_open: int, deadline: float = math.inf, first_at: float = -math.inf
+    ) -> None:
         self.manners, self.max_open, self.deadline = manners, max_open, deadline
+        self.first_at = first_at  # no host is asked before
         self.hosts: dict[str, Host[T]] = {}
         self.n_open = 0
         self.n_queued = 0
@@ -85,7 +88,7 @@ class Schedule(Generic[T]):
     def host(self, name: str) -> Host[T]:
         """The host of that name, known from now on."""
         if name not in self.hosts:
-            self.hosts[name] = Host(name, self.manners.delay_s)
+            self.hosts[name] = Host(name, self.manners.delay_s, next_at=self.first_at)
         return self.hosts[name]
 
     def add(self, host: Host[T], items: Iterable[T], *, priority: int = 0) -> None:

@@ -62,11 +62,12 @@ class Turns:
                     else:
                         turn.item.set_result(turn)
                 while self.schedule.left_over:
-                    _, item, reason = self.schedule.left_over.popleft()
+                    host, item, reason = self.schedule.left_over.popleft()
                     if isinstance(item, Request):
                         refuse(item, reason)
                     else:
-                        item.set_exception(Failure(ErrorCode.DEFERRED, reason))
+                        wait_s = host.closed_until - clock() if host.closed_until is not None else None
+                        item.set_exception(Failure(ErrorCode.DEFERRED, reason, wait_s))
                 for task in [task for task in under_way if task.done()]:
                     under_way.remove(task)
                     task.result()  # what is raised here is not the data's fault

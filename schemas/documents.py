@@ -31,8 +31,10 @@ DOCUMENTS = Table(
             column(
                 "depth", pa.int32(), "of a page, links from where its site is entered", null="not a page or sitemap"
             ),
-            column("etag", pa.string(), "ETag of the last answer", null="not sent"),
-            column("last_modified", pa.string(), "Last-Modified of the last answer as sent", null="not sent"),
+            column("final_url", pa.string(), "URL that it was had from", null="its own, or never had"),
+            column("moved_to", pa.string(), "URL on another host that its answer led to", null="nothing to follow"),
+            column("etag", pa.string(), "ETag of the answer it was had by", null="not sent"),
+            column("last_modified", pa.string(), "Last-Modified of that answer as sent", null="not sent"),
             column("fetched_at", pa.timestamp("us", tz="UTC"), "last attempt, UTC", null="never tried"),
             column("next_fetch_at", pa.timestamp("us", tz="UTC"), "not to be fetched before, UTC", null="not again"),
             column(
@@ -41,7 +43,7 @@ DOCUMENTS = Table(
                 "seconds from its last success to the next fetch planned",
                 null="never obtained",
             ),
-            column("n_gone", pa.int32(), "answers 404 or 410 in a row"),
+            column("n_gone", pa.int32(), "final errors in a row, such as 404: after a few it is given up"),
             column("opted_out", pa.bool_(), "its publisher refuses this use"),
             column("license", pa.string(), "licence URL or name", null="not known"),
             column("error", ERROR_TYPE, "why there is no media", null="there is one, or it is a page or sitemap"),

@@ -18,6 +18,7 @@ FETCHES = Table(
             column("final_url", pa.string(), "URL that answered, after redirects", null="nothing answered"),
             column("started_at", pa.timestamp("us", tz="UTC"), "when the attempt began, UTC"),
             column("http_status", pa.int32(), "HTTP status code", null="no HTTP answer, or a file"),
+            column("n_requests", pa.int32(), "HTTP requests made, redirects among them, those for robots.txt apart"),
             column("bytes", pa.int64(), "body bytes read, up to the cap"),
             column("ms", pa.float32(), "wall milliseconds from dialling to the last byte, waits for politeness apart"),
             column("wait_ms", pa.float32(), "milliseconds between its host's exchange before it and its own, all hops"),

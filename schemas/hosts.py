@@ -14,6 +14,7 @@ HOSTS = Table(
     columns=pa.schema(
         [
             column("host", pa.string(), "host of documents, with its port unless that is the scheme's own"),
+            column("domain", pa.string(), "registrable domain of the host, all of which one task asks"),
             column("host_bucket", pa.int32(), f"hash of the host modulo {N_HOST_BUCKETS}"),
             column("robots", pa.string(), "robots.txt, decoded, at most 500 KiB", null="none, or never had"),
             column("robots_status", pa.string(), ", ".join(ROBOTS_STATUSES), null="never had"),

@@ -56,7 +56,8 @@ def fetch(name: str, run_id: str = "r.crawl", **changed: Any) -> Row:
     row = document(name)
     return {
         "doc_id": row["doc_id"], "run_id": run_id, "attempt": 1, "url": row["url"], "final_url": row["url"],
-        "started_at": NOW, "http_status": 200, "bytes": 1000, "ms": 12.5, "wait_ms": 0.0, "robots": "allowed",
+        "started_at": NOW, "http_status": 200, "n_requests": 1, "bytes": 1000, "ms": 12.5, "wait_ms": 0.0,
+        "robots": "allowed",
     } | changed  # fmt: skip
 
 
@@ -129,9 +130,9 @@ def takedown(kind: str, value: str, **changed: Any) -> Row:
 def host(name: str = "example.org", **changed: Any) -> Row:
     """A host that has no robots.txt and was asked twice, once with an answer."""
     row: Row = {
-        "host": name, "host_bucket": 7, "robots_status": "absent", "robots_at": NOW, "n_failures": 1, "requests": 2,
-        "errors": 1, "bytes": 1000, "wait_s": 1.5, "busy_s": 0.25, "first_seen_at": NOW, "last_asked_at": NOW,
-        "run_id": "r.crawl",
+        "host": name, "domain": name, "host_bucket": 7, "robots_status": "absent", "robots_at": NOW, "n_failures": 1,
+        "requests": 2, "errors": 1, "bytes": 1000, "wait_s": 1.5, "busy_s": 0.25, "first_seen_at": NOW,
+        "last_asked_at": NOW, "run_id": "r.crawl",
     }  # fmt: skip
     return row | changed
 

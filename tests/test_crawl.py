@@ -61,6 +61,10 @@ def run_of(run_id: str) -> Run:
     return Run(run_id=run_id, job="crawl", owner=f"owner-{run_id}", inputs={}, started=datetime.now(UTC), resumed=False)
 
 
+def span_of(run: Run) -> frontier.Span:
+    return frontier.Span(since=run.started, until=run.started)
+
+
 def keyed(spark: Any, lake: Lake) -> dict[str, Any]:
     """documents by the end of their URL."""
     return {row["url"].rsplit("/", 1)[-1]: row for row in read(spark, lake, DOCUMENTS).collect()}
@@ -139,7 +143,7 @@ def test_a_wave_that_was_staged_and_partly_committed_is_finished_by_the_next_att
     with serving(PAGES) as site:
         config = config_of(site, write_list(tmp_path, site), folder)
         run = run_of("cut.crawl")
-        plan, _ = frontier.stage_plan(spark, lake, config, run)
+        plan, _ = frontier.stage_plan(spark, lake, config, run, span_of(run))
         [first] = plan.where("url LIKE '%/a.jpg'").collect()
         planned = plan.where(f"action = 'fetch' AND wave = {first.wave}")
         uri = crawl_wave.wave_uri(lake, run, 0)
@@ -176,7 +180,8 @@ def test_of_a_host_a_wave_has_what_its_pauses_let_through_the_highest_priority_f
     config = load_config((), (), {"crawl": said})
     row = rows.host("slow.example", crawl_delay_s=1.7)
     append(frame_of(spark, HOSTS, [row]), lake, HOSTS)
-    plan, counts = frontier.stage_plan(spark, lake, config, run_of("one.crawl"))
+    run = run_of("one.crawl")
+    plan, counts = frontier.stage_plan(spark, lake, config, run, span_of(run))
     assert counts == {"seen": 32, "distinct": 28, "fetch": 28}
     waves: dict[str, list[int]] = {}
     for found in plan.orderBy("ordinal").collect():
@@ -449,4 +454,5 @@ def test_a_site_is_followed_by_links_and_sitemaps_and_costs_nothing_while_it_sta
         said_of = crawl_report(tables, ["two.crawl"], delay_s=0)
         assert said_of is not None and [one.host for one in said_of.hosts] == [site.address]
         assert (said_of.requests, said_of.errors, said_of.not_modified, said_of.bytes) == (9, 1, 8, 0)
+        assert again.metrics["requests"] == 9 and again.metrics["n_hosts"] == 1
         assert crawl_report(tables, ["none"], delay_s=0) is None

@@ -20,7 +20,7 @@ from jobs.addresses import parse_exemptions
 from jobs.fetch import fetch
 from jobs.fetch_settings import Settings
 from jobs.hosts import HostState
-from jobs.outcomes import Outcome, Recrawl, Request, next_fetch, retry_after_s
+from jobs.outcomes import Outcome, Recrawl, Request, finished, retry_after_s
 from jobs.taken_down import Takedowns
 from jobs.urls import canonical_url, doc_id
 from schemas.errors import ErrorCode, error
@@ -347,31 +347,44 @@ def test_retry_after_is_seconds_or_a_date() -> None:
     assert {value: retry_after_s(value, now) for value in given} == given
 
 
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
 PAGE = Request(doc_id="0", url="http://a.example/", host="a.example")
 
 
+HAD = replace(PAGE, was_had=True)
+IN_A_FOLDER = replace(PAGE, root="file:///a")
+
+
 @pytest.mark.parametrize(
-    ("failed", "request_", "n_gone", "days"),
+    ("failed", "request_", "days", "is_final"),
     [
-        (None, PAGE, 0, 7),
-        (None, replace(PAGE, root="file:///a"), 0, None),
-        ("http_server_error", PAGE, 0, 1 / 24),
-        ("http_server_error", replace(PAGE, root="file:///a"), 0, 1 / 24),
-        ("not_media", PAGE, 0, None),
-        ("deferred", PAGE, 0, 0),
-        ("not_found", PAGE, 1, 1),
-        ("not_found", PAGE, 2, 2),
-        ("not_found", PAGE, 3, None),
-        ("not_found", replace(PAGE, root="file:///a"), 1, None),
+        (None, PAGE, 30, False),
+        (None, IN_A_FOLDER, None, False),
+        ("http_server_error", PAGE, 1 / 24, False),
+        ("http_server_error", IN_A_FOLDER, 1 / 24, False),
+        ("deferred", PAGE, 0, False),
+        ("not_media", PAGE, None, True),
+        ("not_found", PAGE, 1, False),
+        ("not_found", replace(PAGE, n_gone=1), 2, False),
+        ("not_found", replace(PAGE, n_gone=2), None, True),
+        ("not_found", IN_A_FOLDER, None, True),
+        ("http_client_error", HAD, 1, False),
+        ("tls_invalid", replace(HAD, n_gone=1), 2, False),
+        ("not_media", replace(HAD, n_gone=2), None, True),
+        ("robots_disallowed", PAGE, 365, True),
+        ("robots_disallowed", HAD, 1, False),
+        ("robots_disallowed", replace(HAD, n_gone=2), 365, True),
+        ("opted_out", HAD, None, True),
+        ("taken_down", HAD, None, True),
     ],
 )
-def test_when_to_fetch_next_follows_from_the_error(
-    failed: str | None, request_: Request, n_gone: int, days: float | None
+def test_when_to_fetch_next_follows_from_the_error_and_from_whether_there_was_anything(
+    failed: str | None, request_: Request, days: float | None, is_final: bool
 ) -> None:
-    problem = error(ErrorCode(failed), "x") if failed else None
-    at = next_fetch(problem, request_, Recrawl(), recrawl_s=7 * 86400, n_gone=n_gone, now=NOW)
-    assert at == (None if days is None else NOW + timedelta(days=days))
+    outcome = finished(request_, [], error(ErrorCode(failed), "x") if failed else None)
+    assert outcome.is_final is is_final
+    assert (outcome.next_fetch_at is None) is (days is None)
+    if outcome.next_fetch_at is not None and days is not None:
+        assert abs((outcome.next_fetch_at - datetime.now(UTC)) / timedelta(days=1) - days) < 0.01
 
 
 def test_the_time_to_the_next_fetch_doubles_while_nothing_changes_and_halves_when_it_does_within_bounds() -> None:
@@ -395,6 +408,7 @@ def conditional(tag: str) -> Answer:
 
 def test_what_is_known_is_asked_for_with_its_conditions_and_costs_no_byte_while_it_is_the_same() -> None:
     known = {
+        "was_had": True,
         "media_id": "0" * 64,
         "etag": '"1"',
         "last_modified": "Mon, 01 Jan 2024 00:00:00 GMT",

@@ -48,8 +48,9 @@ SETTINGS = Settings(
     round_s=20,
 )
 PICTURE = jpeg()
-LATER = frozenset(  # what is asked for again by itself, by the contract; all else waits until it is asked to
+LATER = frozenset(  # what is asked for again by itself where nothing was had before
     {None, "not_found", "dns_failure", "connection_failed", "timeout", "rate_limited", "http_server_error", "deferred"}
+    | {"robots_disallowed"}
 )
 
 
@@ -68,6 +69,7 @@ class Case:
     then: str | None = None  # the error of a good picture of that host, asked for next
     n_robots: int = 1
     n_found: int | None = None
+    later: bool | None = None  # asked for again by itself; None: as the error has it
     unchanged: bool = False
 
     @property
@@ -152,7 +154,13 @@ def squeezed(n_bytes: int) -> bytes:
 
 
 OK = answer(body=PICTURE)
-KNOWN = {"media_id": "0" * 64, "etag": '"1"', "last_modified": "Mon, 01 Jan 2024 00:00:00 GMT", "recrawl_s": 86400.0}
+KNOWN = {
+    "was_had": True,
+    "media_id": "0" * 64,
+    "etag": '"1"',
+    "last_modified": "Mon, 01 Jan 2024 00:00:00 GMT",
+    "recrawl_s": 86400.0,
+}
 PAGE = {"expects": "page", "depth": 0, "source": "site"}
 LINK = b'<p>\xe4</p><a href="/b">b</a>'
 CHUNKED = b"Transfer-Encoding: chunked"
@@ -401,7 +409,7 @@ ANSWERS = [
     case(
         "part-of-what-is-known", answer("206 Partial Content", body=PICTURE), "http_server_error", 2, 206, known=KNOWN
     ),
-    case("precondition-failed", answer("412 No"), "http_client_error", 1, 412, known=KNOWN),
+    case("precondition-failed", answer("412 No"), "http_client_error", 1, 412, known=KNOWN, later=True),
     # -- pages
     case("page", answer(body=LINK, Content_Type=HTML), known=PAGE, n_found=2),
     case("page-of-no-charset", answer(body=LINK, Content_Type="text/html; charset=klingon"), known=PAGE, n_found=2),
@@ -611,7 +619,7 @@ def hold(case: Case, seen: Mapping[int, Seen]) -> None:
     assert (code(outcome), len(outcome.attempts), last.http_status) == (case.code, case.attempts, case.status)
     assert (last.error, last.robots, outcome.is_unchanged) == (outcome.error, case.decision, case.unchanged)
     assert outcome.opted_out == (case.code == "opted_out")
-    assert (outcome.next_fetch_at is not None) == (case.code in LATER)
+    assert (outcome.next_fetch_at is not None) == (case.code in LATER if case.later is None else case.later)
     assert all(attempt.bytes <= CAP for attempt in outcome.attempts)
     assert (None if outcome.found is None else len(outcome.found)) == case.n_found
     assert code(then) == case.then

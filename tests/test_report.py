@@ -93,8 +93,9 @@ def report_of(text: str) -> Report:
         videos=[Video(url=text, duration_s=2.0, pictures=[picture, picture])],
         errors=[ErrorCount(code=text, stage="decode", n=1, examples=[(text, text)])],
         crawl=CrawlReport(
-            requests=1200, errors=30, not_modified=7, bytes=3 << 20, span_s=60.0, wait_s=500.0, n_hosts=3, fairness=0.9,
-            hosts=[HostReport(host=text, requests=9, errors=5, mean_ms=120.0, wait_s=8.0, bytes=2048)],
+            attempts=1100, requests=1200, errors=30, moved=1, not_modified=7, bytes=3 << 20, busy_s=90.0, span_s=60.0,
+                wait_s=500.0, n_hosts=3, fairness=0.9,
+            hosts=[HostReport(host=text, attempts=9, errors=5, mean_ms=120.0, wait_s=8.0, bytes=2048)],
         ),
         gates=[
             {
@@ -143,7 +144,7 @@ def test_the_cost_is_shown_by_line_and_checked_against_the_clock() -> None:
 
 def test_how_the_crawl_went_is_said_with_the_hosts_that_gave_most_trouble() -> None:
     text = " ".join(Page(render(report_of("plain"))).text.split())
-    assert "1,200 attempts at 3 hosts in 60 s, 20.0 requests and 51.2 kB a second; 7 not modified, 30 failed." in text
+    assert "1,200 requests to 3 hosts in 60 s, 20.0 requests and 51.2 kB a second; 7 not modified, 30 failed." in text
     assert "waited 500 s for their hosts' pauses. Fairness between hosts that were asked often: 0.90 of 1." in text
     assert re.search(r"plain ?9 ?5 ?120(\.0)? ms ?8.0 s ?2.0 kB", text)
 
