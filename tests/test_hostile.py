@@ -221,6 +221,7 @@ ANSWERS = [
     case("reset-at-once", reset, "connection_failed", 2, None),
     case("reset-once", [reset, OK], None, 2),
     case("closed-at-once", raw(b""), "connection_failed", 2, None),
+    case("closed-after-each", raw(head("200 OK", length(len(PICTURE)), b"Connection: keep-alive") + PICTURE)),
     # -- chunks
     case("chunks", raw(head("200 OK", CHUNKED) + chunked(PICTURE[:99], PICTURE[99:]), ending="keep")),
     case("chunk-size-no-number", raw(head("200 OK", CHUNKED) + b"zz\r\n" + PICTURE), "connection_failed", 2, None),
@@ -241,6 +242,11 @@ ANSWERS = [
         "connection_failed",
         2,
         None,
+    ),
+    case(
+        "chunks-of-gzip",
+        raw(head("200 OK", b"Transfer-Encoding: gzip, chunked") + chunked(gzip.compress(PICTURE))),
+        "unsupported_format",
     ),
     # -- bombs, and encodings that nobody asked for
     case("gzip", answer(body=gzip.compress(PICTURE), Content_Encoding="gzip")),
@@ -291,6 +297,15 @@ ANSWERS = [
     case("http-0.9-text", raw(b"<html>hello</html>\r\n\r\n"), "connection_failed", 2, None),
     case("no-such-protocol", raw(b"HTTP/9.9 200 OK\r\n\r\n" + PICTURE), "connection_failed", 2, None),
     case("status-of-four-digits", raw(b"HTTP/1.1 2000 OK\r\n\r\n" + PICTURE), "connection_failed", 2, None),
+    case("status-without-a-reason", raw(b"HTTP/1.1 200\r\n\r\n" + PICTURE)),
+    case("line-feeds-alone", raw(head("200 OK", length(len(PICTURE))).replace(b"\r", b"") + PICTURE)),
+    case(
+        "carriage-returns-alone",
+        raw(head("200 OK", length(len(PICTURE))).replace(b"\n", b"") + PICTURE),
+        "connection_failed",
+        2,
+        None,
+    ),
     case("500-then-good", [answer("500 No"), OK], None, 2),
     case("502-and-504", [answer("502 No"), answer("504 No"), OK], "http_server_error", 2, 504),
     case("503-then-reset", [answer("503 No", Retry_After="0"), reset, OK], "connection_failed", 2, None),
@@ -393,6 +408,9 @@ ANSWERS = [
         None,
     ),
     case("cookie", answer(body=PICTURE, Set_Cookie="session=1; Path=/; Max-Age=9999999")),
+    case("cookies-that-are-none", answer(body=PICTURE, Set_Cookie="\x02=;;\x7f; Expires=never; Domain=..")),
+    case("links-and-names-that-are-none", answer(body=PICTURE, Link="<<;;rel", Content_Disposition="filename*=x''%ff")),
+    case("date-that-is-none", answer(body=PICTURE, Date="yesterday", Last_Modified="9" * 99, Age="-1", Expires="\x01")),
     case("opted-out", answer(body=PICTURE, X_Robots_Tag="noai"), "opted_out"),
     case("opted-out-otherwise", answer(body=PICTURE, TDM_Reservation="1"), "opted_out"),
     case("opted-out-endless", endless(head("200 OK", b"X-Robots-Tag: noai"), b"x" * 4096), "opted_out"),
@@ -458,6 +476,10 @@ ROBOTS = [
         "unavailable-then-not-found", [answer("503 No", Retry_After="0"), answer("404 No")], None, "absent", n_robots=2
     ),
     robots("status-999", answer("999 No"), "http_server_error", "unreachable", n_robots=2),
+    robots("unavailable-for-hours", answer("503 No", Retry_After="7200"), "deferred", "unreachable", attempts=0),
+    robots(
+        "crawl-delay-of-a-day", answer(body=b"User-agent: *\nCrawl-delay: 86400\n"), "deferred", "allowed", attempts=0
+    ),
     robots(
         "a-part", answer("206 Partial Content", body=b"User-agent: *\n"), "http_server_error", "unreachable", n_robots=2
     ),
@@ -618,9 +640,9 @@ def code(outcome: Outcome) -> str | None:
 def hold(case: Case, seen: Mapping[int, Seen]) -> None:
     """That what became of a case is what is expected."""
     outcome, then, site = seen[id(case)].outcome, seen[id(case)].then, seen[id(case)].site
-    last = outcome.attempts[-1]
-    assert (code(outcome), len(outcome.attempts), last.http_status) == (case.code, case.attempts, case.status)
-    assert (last.error, last.robots, outcome.is_unchanged) == (outcome.error, case.decision, case.unchanged)
+    assert (code(outcome), len(outcome.attempts), outcome.is_unchanged) == (case.code, case.attempts, case.unchanged)
+    for last in outcome.attempts[-1:]:
+        assert (last.http_status, last.error, last.robots) == (case.status, outcome.error, case.decision)
     assert outcome.opted_out == (case.code == "opted_out")
     assert (outcome.next_fetch_at is not None) == (case.code in LATER if case.later is None else case.later)
     assert all(attempt.bytes <= CAP for attempt in outcome.attempts)
@@ -647,7 +669,7 @@ def test_a_robots_txt_has_its_meaning_for_all_of_its_host(case: Case, seen: dict
 
 
 def test_the_tables_are_no_smaller_than_they_were() -> None:
-    assert len(ANSWERS) >= 130 and len(ROBOTS) >= 50
+    assert len(ANSWERS) >= 150 and len(ROBOTS) >= 55
 
 
 # -- memory -----------------------------------------------------------------------------------------------------------
@@ -810,6 +832,39 @@ def test_what_a_host_tells_us_to_say_is_said_to_nobody(
         assert len(site.log) == 7  # the robots.txt of both, and five others
         told = {"cookie", "authorization", "proxy-authorization", "referer"}
         assert not any(told & one.headers.keys() or "secret" in str(one) for one in site.log)
+
+
+def test_rules_that_lead_to_each_other_or_nowhere_hold_up_nobody(names: dict[str, list[list[str]]]) -> None:
+    a: dict[str, Answer] = {"/a": OK}
+    b: dict[str, Answer] = {"/a": OK}
+    c: dict[str, Answer] = {"/a": OK}
+    with serving_all([("127.0.0.2", a), ("127.0.0.3", b), ("127.0.0.4", c)]) as sites:
+        hosts = ["a.site.example", "b.site.example", "c.example"]
+        names |= {host: [[site.ip]] for host, site in zip(hosts, sites, strict=True)}
+        at = [f"http://{host}:{site.port}" for host, site in zip(hosts, sites, strict=True)]
+        for pages, there in ((a, at[1]), (b, at[0]), (c, "http://unknown.example")):
+            pages["/robots.txt"] = answer("302 Found", Location=f"{there}/robots.txt")
+        settings = replace(SETTINGS, exemptions=parse_exemptions(site.address for site in sites))
+        found = {one.request.url: one for one in asyncio.run(all_of([named(f"{base}/a") for base in at], settings))}
+        assert [code(found[f"{base}/a"]) for base in at] == [None, None, "dns_failure"]
+        assert [found[f"{base}/a"].attempts[0].robots for base in at] == ["absent", "absent", "unreachable"]
+        assert [site.paths().count("/robots.txt") for site in sites] == [6, 6, 2]
+
+
+def test_a_host_that_takes_no_connection_or_says_nothing_on_it_is_a_timeout() -> None:
+    with closing(socket.socket()) as full, closing(socket.socket()) as mute, ExitStack() as stack:
+        for service, backlog in ((full, 0), (mute, 9)):
+            service.bind(("127.0.0.1", 0))
+            service.listen(backlog)
+        for _ in range(2):  # more than it holds
+            waiting = stack.enter_context(closing(socket.socket()))
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        urls = [f"http://127.0.0.1:{full.getsockname()[1]}/a", f"https://127.0.0.1:{mute.getsockname()[1]}/a"]
+        exempt = parse_exemptions(urlsplit(url).netloc for url in urls)
+        settings = replace(SETTINGS, exemptions=exempt, max_attempts=1, connect_timeout_s=0.5, timeout_s=1)
+        found = asyncio.run(all_of([named(url) for url in urls], settings))
+        assert [(code(one), len(one.attempts)) for one in found] == [("timeout", 1)] * 2
 
 
 # -- TLS --------------------------------------------------------------------------------------------------------------
