@@ -188,6 +188,7 @@ class Payload:
         from fastwarc.warc import ArchiveIterator, WarcRecordType
 
         self.window, self.where = window, where
+        self.headers: tuple[tuple[str, str], ...] = ()  # of the HTTP answer, which may refuse its use
         self._head = b""
         buffered = io.BufferedReader(window, min(max(window.length, 1), MEMBER_BYTES))
         try:
@@ -201,6 +202,7 @@ class Payload:
                 status = headers.status_code if headers is not None else None
                 if status != 200:
                     raise BrokenMember(f"{where}: HTTP status {status}, allowed: 200")
+                self.headers = headers.to_tuples() if headers is not None else ()
         except OSError as e:
             raise self._fault(e) from e
         self._record = record

@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+
+from jobs.robots import OPT_OUTS
+from jobs.urls import InvalidUrl, canonical_host
 
 
 class ConfigError(ValueError):
@@ -38,12 +41,22 @@ class Source(_Section):
     archive: str | None = None  # of a table like Common Crawl's index: folder that its names of WARC files start from
 
     drop_parameters: tuple[str, ...] = ()  # taken out of URLs: names, or how they begin, such as utm_*
-    # Of a site: URLs to enter it by, the hosts to keep to (those of the starts), how many links to follow from a start.
+    # Of a site: URLs to enter it by; the hosts to keep to, exactly (if none, those of the starts, and where these lead
+    # within their domains); how many links to follow from a start.
     start: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
     depth: int = Field(default=2, ge=0, le=20)
     sitemaps: bool = True
     max_pages: int = Field(default=100_000, ge=1)  # of a host
+
+    @field_validator("hosts")
+    @classmethod
+    def _are_hosts(cls, hosts: tuple[str, ...], said: ValidationInfo) -> tuple[str, ...]:
+        try:
+            return tuple(canonical_host(host) for host in hosts)
+        except InvalidUrl as e:
+            allowed = "hosts as URLs have them, such as www.example.org and example.org:8080"
+            raise ValueError(f"source {said.data.get('name')}: {e}, allowed: {allowed}") from e
 
     @model_validator(mode="after")
     def _says_where(self) -> Source:
@@ -54,6 +67,9 @@ class Source(_Section):
             raise ValueError(f"source {self.name} of kind {self.kind} takes {needed}, not {refused}")
         if self.archive is not None and self.kind != "table":
             raise ValueError(f"source {self.name} of kind {self.kind} takes no archive, only a table does")
+        of_sites = [name for name in ("hosts", "depth", "sitemaps", "max_pages") if name in self.model_fields_set]
+        if of_sites and self.kind != "site":
+            raise ValueError(f"source {self.name} of kind {self.kind} takes no {of_sites[0]}, only a site does")
         return self
 
 
@@ -83,8 +99,15 @@ class Crawl(_Section):
     opt_outs: tuple[str, ...]
     recrawl: Recrawl
     retry_errors: tuple[str, ...] = ()
-    wave_documents: int = Field(ge=1)
+    wave_documents: int | None = Field(default=None, ge=1)
     max_hours: float = Field(gt=0)
+
+    @field_validator("opt_outs")
+    @classmethod
+    def _are_known(cls, opt_outs: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := [name for name in opt_outs if name not in OPT_OUTS]:
+            raise ValueError(f"{unknown[0]!r} is none that we know, allowed: {', '.join(sorted(OPT_OUTS))}")
+        return opt_outs
 
 
 class Model(_Section):

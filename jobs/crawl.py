@@ -22,10 +22,11 @@ from jobs.outcomes import Recrawl
 from jobs.packs import Packs, check_store
 from jobs.runs import JobResult, Run
 from jobs.sites import Site
-from jobs.sources import check_source, sightings
+from jobs.sources import SourceError, check_source, sightings
 from jobs.takedowns import read_takedowns
-from jobs.urls import canonical_url
+from jobs.urls import InvalidUrl, canonical_url, doc_id
 from schemas import DOCUMENTS, FETCHES, HOSTS, MEDIA
+from schemas.errors import ErrorCode, stage_of
 from schemas.table import schema_ddl
 
 if TYPE_CHECKING:
@@ -38,12 +39,18 @@ HOUR_S, DAY_S = 3600.0, 86400.0
 
 
 def site_of(source: Source) -> Site:
-    """A source of kind site as the fetcher takes it. Raises InvalidUrl."""
+    """A source of kind site as the fetcher takes it. Raises SourceError."""
+    try:
+        starts = [canonical_url(url, drop=source.drop_parameters) for url in source.start]
+    except InvalidUrl as e:
+        raise SourceError(f"source {source.name}: start: {e}") from e
     return Site(
         source=source.name,
-        hosts=frozenset(source.hosts) or frozenset(canonical_url(url).host for url in source.start),
+        hosts=frozenset(source.hosts) or frozenset(url.host for url in starts),
         depth=source.depth,
         sitemaps=source.sitemaps,
+        starts=frozenset(doc_id(url.href) for url in starts),
+        follows=not source.hosts,
         priority=source.priority,
         drop=source.drop_parameters,
     )
@@ -54,6 +61,9 @@ def settings_of(crawl: Crawl) -> Settings:
     contact = crawl.contact.strip() if crawl.contact else None
     if contact is not None and not (contact.isascii() and contact.isprintable() and ("@" in contact or "/" in contact)):
         raise ConfigError(f"crawl.contact = {crawl.contact!r} is not an e-mail address or URL")
+    codes = sorted(code for code in ErrorCode if stage_of(code) == "fetch")
+    if unknown := sorted(set(crawl.retry_errors) - set(codes)):
+        raise ConfigError(f"crawl.retry_errors: {unknown[0]!r} is not one of {', '.join(codes)}")
     return Settings(
         sites={source.name: site_of(source) for source in crawl.sources if source.kind == "site"},
         contact=contact,
@@ -95,7 +105,7 @@ def validate(config: Config) -> None:
         check_source(source)
         if source.kind in ("folder", "warc", "webdataset") or settings.contact is not None:
             continue
-        for sighting in sightings(source):
+        for sighting in sightings(source, settings.opt_outs):
             is_asked_for = sighting.problem is None and sighting.root is None and not sighting.opted_out
             if is_asked_for and sighting.host not in without_contact:
                 raise ConfigError(

@@ -8,15 +8,13 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from featurizers.probe import SNIFF_BYTES, sniff
 from jobs.archives import Window, is_encoded, is_media
-from jobs.robots import AGENT, DEFAULT_OPT_OUTS, opts_out, page_opts_out
+from jobs.robots import headers_opt_out, meta_directives, page_opts_out
 from jobs.sources import (
-    MEDIA_SUFFIXES,
     Part,
     Sighting,
     SourceError,
@@ -26,7 +24,7 @@ from jobs.sources import (
     row_sighting,
     stamp_of,
 )
-from jobs.urls import InvalidUrl, canonical_url
+from jobs.urls import MEDIA_SUFFIXES, InvalidUrl, canonical_url
 
 if TYPE_CHECKING:
     from fastwarc.warc import WarcRecord
@@ -38,7 +36,6 @@ MAX_ENCODED_HEAD = 16 << 10  # of a payload, to decode its first SNIFF_BYTES fro
 MAX_PAGE_BYTES = 64 << 20  # of the facts of one page; Common Crawl cuts pages at 1 MiB (5 MiB since 2025)
 LINKS = ("IMG@/src", "VIDEO@/src", "SOURCE@/src")
 NO_LINKS = ("data:", "blob:", "about:", "javascript:")  # what is in the page itself, and names nothing elsewhere
-PAGE_OPT_OUTS = DEFAULT_OPT_OUTS | {"noimageindex"}  # which of a page is about its pictures
 
 
 class Damaged(Exception):
@@ -137,35 +134,40 @@ def warc_sightings(part: Part) -> Iterator[Sighting]:
     """The pictures and videos of a WARC file, by the place of their records; then what is damaged. Raises SourceError.
 
     They are the records of responses with HTTP status 200 and of resources that are media by declared type, or by
-    their first bytes, or by the URL's suffix where the bytes tell nothing.
+    their first bytes, or by the URL's suffix where the bytes tell nothing. What the headers of a response refuse to us
+    is opted out.
     """
     with opened(part) as (window, stamp):
         try:
-            for url, offset, length in whole_records(window, _media_url):
+            for (url, headers), offset, length in whole_records(window, _media):
+                refusal = headers_opt_out(headers, part.opt_outs)
                 place = {"root": part.uri, "held_as": "warc", "offset": offset, "length": length, **stamp}
-                yield row_sighting({"url": url}, part, held=place)
+                said = {"opted_out": refusal is not None, "opted_out_by": refusal}
+                yield row_sighting({"url": url}, part, held=place | said)
         except Damaged as e:
             yield damage(part, e.at, e, stamp)
 
 
-def _media_url(record: WarcRecord) -> str | None:
+def _media(record: WarcRecord) -> tuple[str, list[tuple[str, str]]] | None:
+    """The URL and HTTP headers of a record of a picture or video, None for any other."""
     from fastwarc.warc import WarcRecordType
 
+    said: list[tuple[str, str]] = []
     if record.record_type == WarcRecordType.response:
         record.parse_http(quirks_mode=True)
         headers = record.http_headers
         if headers is None or headers.status_code != 200:
             return None
-        declared = headers.get("Content-Type")
+        declared, said = headers.get("Content-Type"), list(headers.items())
     elif record.record_type == WarcRecordType.resource:
         declared = record.headers.get("Content-Type")
     else:
         return None
     url = (record.headers.get("WARC-Target-URI") or "").strip().removeprefix("<").removesuffix(">")
     if declares_media(declared):
-        return url
+        return url, said
     head = _decoded_head(record)
-    return url if is_media(head) or (has_media_suffix(url) and sniff(head) is None) else None
+    return (url, said) if is_media(head) or (has_media_suffix(url) and sniff(head) is None) else None
 
 
 def declares_media(content_type: str | None) -> bool:
@@ -240,7 +242,8 @@ def page_sightings(page: object, part: Part) -> Iterator[Sighting]:
     metas = [meta for meta in _list(head, "Metas") if isinstance(meta, dict)]
     page_url = _inner(envelope, "WARC-Header-Metadata").get("WARC-Target-URI")
     base = _base(page_url, head.get("Base"))
-    opted_out = _refuses(metas, _inner(answer, "Headers"))
+    refusal = _refusal(metas, _inner(answer, "Headers"), part.opt_outs)
+    held = {"opted_out": refusal is not None, "opted_out_by": refusal}
     links = [link for link in _list(html, "Links") if isinstance(link, dict) and link.get("path") in LINKS]
     shown = [(link.get("url"), link.get("alt")) for link in links]
     shown += [(meta.get("content"), None) for meta in metas if _name(meta) == "og:image"]
@@ -248,7 +251,7 @@ def page_sightings(page: object, part: Part) -> Iterator[Sighting]:
     for url, alt in shown:
         if isinstance(url, str) and (text := url.strip()) and not text.lower().startswith(NO_LINKS):
             row = {"url": text, "caption": alt, "page_url": page_url, "page_title": head.get("Title")}
-            sighting = replace(row_sighting(row, part, base=base), opted_out=opted_out)
+            sighting = row_sighting(row, part, base=base, held=held)
             before = found.get(sighting.doc_id)
             if before is None or (before.caption is None and sighting.caption is not None):
                 found[sighting.doc_id] = sighting
@@ -280,15 +283,10 @@ def _name(meta: Mapping[str, Any]) -> str:
     return name.strip().lower() if isinstance(name, str) else ""
 
 
-def _refuses(metas: list[dict[str, Any]], headers: Mapping[str, Any]) -> bool:
-    said = {str(name).lower(): value if isinstance(value, list) else [value] for name, value in headers.items()}
-    tags, reservations = ([str(v) for v in said.get(name, [])] for name in ("x-robots-tag", "tdm-reservation"))
-    directives = set()
-    for meta in metas:
-        content = str(meta.get("content") or "").lower()
-        if _name(meta) in ("robots", AGENT):
-            directives |= {part.strip() for part in content.split(",")}
-        elif _name(meta) == "tdm-reservation" and content.strip() == "1":
-            directives.add("tdm-reservation")
-    by_header = opts_out(tags, next(iter(reservations), None), PAGE_OPT_OUTS)
-    return by_header is not None or page_opts_out(frozenset(directives), PAGE_OPT_OUTS) is not None
+def _refusal(metas: list[dict[str, Any]], headers: Mapping[str, Any], opt_outs: frozenset[str]) -> str | None:
+    """What refuses us the pictures of a page: its headers, a list where one came several times, or its metas."""
+    said = [
+        (name, str(one)) for name, value in headers.items() for one in (value if isinstance(value, list) else [value])
+    ]
+    directives = {word for meta in metas for word in meta_directives(_name(meta), str(meta.get("content") or ""))}
+    return headers_opt_out(said, opt_outs) or page_opts_out(frozenset(directives), opt_outs)

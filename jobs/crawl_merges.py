@@ -13,12 +13,13 @@ from jobs.lake import Lake, read, repeated
 from jobs.runs import Run
 from jobs.taken_down import NOTHING_TAKEN_DOWN, Takedowns
 from schemas import DOCUMENTS, HOSTS
-from schemas.errors import Error, ErrorCode, error
+from schemas.errors import ErrorCode
 from schemas.table import Table, schema_ddl
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession
 
+NOT_YET = "seen, and not fetched yet"
 PAGE_REFUSES = "the page that shows it says so"
 MAX_LISTED_BUCKETS = 200  # host buckets written into the MERGE condition; beyond, most files are touched anyway
 _TAKEN_DOWN = pa.schema([("doc_id", pa.string()), ("host_bucket", pa.int32()), ("reason", pa.string())])
@@ -63,11 +64,15 @@ def merge_found(spark: SparkSession, lake: Lake, seen: DataFrame) -> None:
     from pyspark.sql import functions as F
 
     columns = [name for name in DOCUMENTS.columns.names if name in seen.columns]
-    source = seen.where("root IS NULL AND problem IS NULL").select(*columns, F.col("expects").alias("media_type"))
+    asked_for = seen.where("root IS NULL AND problem IS NULL")
+    source = asked_for.select(*columns, "opted_out_by", F.col("expects").alias("media_type"))
     new: dict[str, str | Column] = {name: f"s.{name}" for name in (*columns, "media_type")} | {"n_gone": F.lit(0)}
     new["next_fetch_at"] = F.when(~F.col("s.opted_out"), F.lit(datetime.now(UTC)))
-    new["error"] = F.when(F.col("s.opted_out"), _error(error(ErrorCode.OPTED_OUT, PAGE_REFUSES))).otherwise(
-        _error(error(ErrorCode.DEFERRED, "seen, and not fetched yet"))
+    is_refused = F.col("s.opted_out")
+    new["error"] = F.struct(
+        F.lit("fetch").alias("stage"),
+        F.when(is_refused, str(ErrorCode.OPTED_OUT)).otherwise(str(ErrorCode.DEFERRED)).alias("code"),
+        F.when(is_refused, F.coalesce("s.opted_out_by", F.lit(PAGE_REFUSES))).otherwise(NOT_YET).alias("detail"),
     )
     had = ("media_type", "media_id", "final_url", "etag", "last_modified", "next_fetch_at", "moved_to")
     refused = _description() | {name: F.lit(None) for name in had}
@@ -80,12 +85,6 @@ def merge_found(spark: SparkSession, lake: Lake, seen: DataFrame) -> None:
         return describes.whenNotMatchedInsert(values=new)
 
     _merge(spark, lake, DOCUMENTS, "doc_id", source, clauses)
-
-
-def _error(of: Error) -> Column:
-    from pyspark.sql import functions as F
-
-    return F.struct(*(F.lit(str(value)).alias(name) for name, value in of.items()))
 
 
 def merge_hosts(spark: SparkSession, lake: Lake, run: Run, staged: DataFrame) -> None:

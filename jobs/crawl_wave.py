@@ -14,7 +14,7 @@ from jobs.config import Config
 from jobs.crawl_merges import PAGE_REFUSES, merge_documents, merge_found, merge_hosts
 from jobs.fetch import fetch
 from jobs.fetch_settings import Settings
-from jobs.frontier import PLANNED, within_budgets
+from jobs.frontier import PLANNED, REFUSAL, any_refusal, within_budgets
 from jobs.hosts import HostState
 from jobs.lake import Lake, append, concurrency_errors, file_system, read, repeated, version
 from jobs.log import logged
@@ -103,7 +103,7 @@ def refusal(planned: Mapping[str, Any], taken_down: Takedowns) -> Error | None:
     if planned["problem"] is not None:
         return error(ErrorCode.HTTP_CLIENT_ERROR, planned["problem"])
     if planned["opted_out"]:
-        return error(ErrorCode.OPTED_OUT, PAGE_REFUSES)
+        return error(ErrorCode.OPTED_OUT, planned["opted_out_by"] or PAGE_REFUSES)
     if (reason := taken_down.of_url(planned["doc_id"], planned["host"])) is not None:
         return error(ErrorCode.TAKEN_DOWN, reason)
     return None
@@ -262,8 +262,9 @@ def found(staged: DataFrame) -> DataFrame:
 
     rows = staged.select(F.explode("found").alias("one")).select("one.*")
     one = F.min_by(F.struct(*rows.columns), F.coalesce("depth", F.lit(0))).alias("one")
-    each = rows.groupBy("doc_id").agg(one, F.max("opted_out").alias("refused")).select("one.*", "refused")
-    each = each.withColumn("opted_out", F.col("refused")).withColumn("ordinal", F.lit(0).cast("long"))
+    each = rows.groupBy("doc_id").agg(one, *any_refusal())
+    names = [name for name in SIGHTINGS.names if name not in (*REFUSAL, "ordinal")]
+    each = each.select(F.lit(0).cast("long").alias("ordinal"), *(f"one.{name}" for name in names), *REFUSAL)
     return each.select(*SIGHTINGS.names)
 
 

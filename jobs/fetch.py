@@ -9,13 +9,13 @@ from collections import defaultdict, deque
 from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import Any
 
 import aiohttp
 
 from jobs.exchange import Exchanges, Refuse, Wire, location, opened_session, refused_literal
 from jobs.fetch_settings import Settings
+from jobs.files import read_all
 from jobs.hosts import Counted, HostState, restore, state_of
 from jobs.outcomes import (
     REDIRECTS,
@@ -27,7 +27,6 @@ from jobs.outcomes import (
     finished,
     judge_body,
     lost,
-    read_file,
     status_code,
     status_failure,
 )
@@ -35,13 +34,12 @@ from jobs.packs import Body, StorageFailed
 from jobs.robots import opts_out
 from jobs.rules import Rules, backoff_s
 from jobs.schedule import Host, Manners, Schedule
-from jobs.sites import MAX_BYTES, Answer, is_text, leads_to
+from jobs.sites import MAX_BYTES, Answer, held_bytes, is_text, leads_to
 from jobs.sources import Sighting
 from jobs.turns import Item, Leave, Turns
 from jobs.urls import InvalidUrl, Url, canonical_url, doc_id, registrable
 from schemas.errors import RETRYABLE, ErrorCode, error
 
-N_FILE_READERS = 4  # hides the latency of an object store
 PAGE_TYPES = "text/html, application/xhtml+xml, application/xml, */*;q=0.1"
 BAD_GATEWAY = frozenset({502, 504, *range(520, 530)})  # there is nobody behind what answers (520 to 529: Cloudflare's)
 NO_ANSWER = frozenset({ErrorCode.DNS_FAILURE, ErrorCode.CONNECTION_FAILED, ErrorCode.TIMEOUT})
@@ -56,6 +54,11 @@ class _Moved(Exception):
 
 class _Unchanged(Exception):
     """The server says that what is known is what it has."""
+
+
+def held_by(outcome: Outcome) -> int:
+    """The memory that an outcome takes, about, in bytes."""
+    return len(outcome.content or b"") + sum(map(held_bytes, outcome.found or ()))
 
 
 def too_large(what: str, max_bytes: int) -> Failure:
@@ -85,11 +88,12 @@ class _Crawler:
         self.rules = Rules(self.turns, self.get, settings.max_attempts, settings.backoff_s)
         self.outcomes: asyncio.Queue[Outcome | None] = asyncio.Queue()  # bounded by HELD_BYTES
         self.counted: defaultdict[str, Counted] = defaultdict(Counted)
+        self.reading = asyncio.Lock()  # a page or sitemap may take hundreds of megabytes while it is read
         self.domains: set[str] = set()  # that this call owns; a robots.txt may lead to others
 
     def put(self, outcome: Outcome) -> None:
-        """Give an outcome to the caller; its bytes are held until it is taken."""
-        self.turns.hold(len(outcome.content or b""))
+        """Give an outcome to the caller; what it holds is counted until it is taken."""
+        self.turns.hold(held_by(outcome))
         self.outcomes.put_nowait(outcome)
 
     # -- over HTTP ------------------------------------------------------------------------------------------------
@@ -104,7 +108,7 @@ class _Crawler:
         try:
             url = canonical_url(request.url)
         except InvalidUrl:
-            return self._one(request, leave)  # which says so in its outcome
+            return self._one(request, leave)
         if self.rules.are_known(url):
             return self._one(request, leave)
         self.rules.ask(url, leave)  # now: nobody else may begin to in between
@@ -190,7 +194,10 @@ class _Crawler:
                 return too_large(f"Content-Length {response.content_length}", max_bytes)
             return None
 
-        url = canonical_url(request.url)
+        try:
+            url = canonical_url(request.url)
+        except InvalidUrl as e:  # of documents that other code wrote
+            raise Failure(ErrorCode.HTTP_CLIENT_ERROR, str(e)) from e
         for n_redirects in range(request.n_redirects, self.settings.max_redirects + 1):
             rules = await self.rules.of(url, leave)
             if isinstance(rules, Failure):
@@ -266,7 +273,8 @@ class _Crawler:
             declared = trace.headers.get("content-type", "")
             if request.expects is not None and facts.media_type is None and is_text(facts.mime, declared):
                 unusable = None
-                found = await asyncio.to_thread(self._leads_to, request, trace, body)
+                async with self.reading:
+                    found = await asyncio.to_thread(self._leads_to, request, trace, body)
             elif unusable is None and (reason := self.settings.taken_down.of_hash(body.media_id)) is not None:
                 unusable = error(ErrorCode.TAKEN_DOWN, reason)
             attempts.append(trace.attempt(started_at, unusable))
@@ -284,29 +292,11 @@ class _Crawler:
             url=url,
             content_type=trace.headers.get("content-type"),
             sitemaps=self.rules.sitemaps(canonical_url(url)),
+            doc_id=request.doc_id,
+            asked=request.url,
+            page_url=request.page_url,
         )
         return tuple(leads_to(site, request.expects, answer, depth=request.depth or 0, opt_outs=self.settings.opt_outs))
-
-    # -- files ----------------------------------------------------------------------------------------------------
-
-    async def read_all(self, files: deque[Request]) -> None:
-        """Read files and members of archives, several at a time, however long it takes: nobody is asked politely."""
-        settings = self.settings
-        read = partial(read_file, max_bytes=settings.max_bytes, packs=settings.packs, taken_down=settings.taken_down)
-
-        async def reader() -> None:
-            while files:
-                request = files.popleft()
-                await self.turns.room()
-                try:
-                    outcome = await asyncio.to_thread(read, request)
-                except StorageFailed:
-                    raise
-                except Exception as e:
-                    outcome = lost(request, e)
-                self.put(outcome)
-
-        await asyncio.gather(*(reader() for _ in range(min(N_FILE_READERS, len(files)))))
 
     # -- what is kept of hosts ------------------------------------------------------------------------------------
 
@@ -361,14 +351,17 @@ async def fetch_all(
 
         async def work() -> None:
             try:
-                await asyncio.gather(crawler.turns.give_all(crawler.begin, crawler.refuse), crawler.read_all(files))
+                await asyncio.gather(
+                    crawler.turns.give_all(crawler.begin, crawler.refuse),
+                    read_all(files, settings, crawler.turns, crawler.put),
+                )
             finally:
                 crawler.outcomes.put_nowait(None)
 
         working = asyncio.create_task(work())
         try:
             while (outcome := await crawler.outcomes.get()) is not None:
-                crawler.turns.hold(-len(outcome.content or b""))
+                crawler.turns.hold(-held_by(outcome))
                 n_left -= 1
                 yield outcome
             await working

@@ -108,8 +108,8 @@ FETCHES_RULES = [
     ),
     Rule(
         "counts",
-        "attempts count from 1; bytes and ms are not negative",
-        f"attempt < 1 OR bytes < 0 OR {_negative('ms')}",
+        "attempts count from 1; requests, bytes and ms are not negative",
+        f"attempt < 1 OR bytes < 0 OR n_requests < 0 OR {_negative('ms')}",
     ),
 ]
 DOCUMENTS_RULES = [

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ssl
-import time
-from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -13,10 +11,8 @@ import aiohttp
 
 from featurizers.probe import MediaFacts, probe
 from jobs.addresses import BlockedAddress, Dialled
-from jobs.archives import BrokenMember, Member, open_member
-from jobs.packs import COPY_BYTES, Body, Held, Packs
-from jobs.sources import Sighting, SourceError, open_file
-from jobs.taken_down import NOTHING_TAKEN_DOWN, Takedowns
+from jobs.packs import Body, Held
+from jobs.sources import Sighting
 from schemas.errors import RETRYABLE, Error, ErrorCode, error
 
 RETRY_LATER = timedelta(hours=1)  # after a retryable error that the attempts of a run did not get over
@@ -41,6 +37,7 @@ class Request:
     source: str = ""
     expects: str | None = None  # page or sitemap; None for a picture or video
     depth: int | None = None
+    page_url: str | None = None
     # What is known of the document: what was had, and how it is told apart from what is newer.
     was_had: bool = False
     media_id: str | None = None
@@ -298,49 +295,6 @@ def finished(
         found=found,
         moved_to=moved_to,
     )
-
-
-def read_file(
-    request: Request, *, max_bytes: int, packs: Packs | None, taken_down: Takedowns = NOTHING_TAKEN_DOWN
-) -> Outcome:
-    """The outcome of reading one file of a folder, or one member of an archive. Raises StorageFailed.
-
-    A large one becomes an object of the lake too: what was featurized must be there when its folder has changed.
-    """
-    assert request.root is not None
-    started_at, started = datetime.now(UTC), time.perf_counter()
-    held, facts = None, MediaFacts()
-    failed: Error | None = None
-    with Body(packs) as body:
-        try:
-            if request.held_as in (None, "file"):
-                opened: Member = open_file(request.root, request.url)
-            else:
-                opened = open_member(request.root, request.held_as, request.offset, request.length)
-            with closing(opened) as file:
-                while body.size_bytes <= max_bytes and (chunk := file.read(COPY_BYTES)):
-                    body.write(chunk)
-        except (FileNotFoundError, BrokenMember) as e:
-            failed = error(ErrorCode.NOT_FOUND, plain(str(e)))
-        except (OSError, SourceError) as e:
-            failed = error(ErrorCode.CONNECTION_FAILED, f"the file cannot be read: {plain(str(e))}")
-        else:
-            if body.size_bytes > max_bytes:
-                failed = error(ErrorCode.TOO_LARGE, f"the file exceeds {max_bytes} bytes")
-            else:
-                facts, failed = judge_body(body)
-        if failed is None and (reason := taken_down.of_hash(body.media_id)) is not None:
-            failed = error(ErrorCode.TAKEN_DOWN, reason)
-        if failed is None:
-            held = body.held()
-    attempt = Attempt(
-        started_at=started_at,
-        final_url=request.url,
-        bytes=min(body.size_bytes, max_bytes),
-        ms=(time.perf_counter() - started) * 1e3,
-        error=failed,
-    )
-    return finished(request, [attempt], failed, held=held, facts=facts)
 
 
 def lost(request: Request, problem: Exception) -> Outcome:

@@ -8,21 +8,14 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from jobs.markup import MAX_TEXT, SPACE, Tag, decoded, plain_text, tokens
-from jobs.robots import AGENT
-from jobs.urls import InvalidUrl, canonical_url
+from jobs.robots import meta_directives
+from jobs.urls import MEDIA_SUFFIXES, InvalidUrl, canonical_url
 
 MAX_LINKS = 5_000
 MAX_MEDIA = 2_000
 MAX_TAGS = 200_000  # of those that are read, which takes seconds; what follows on the page is not
 MAX_CANDIDATES = 1_000  # of one srcset
 MAX_SIGHTS = 10  # of one media URL on one page, for its caption
-MEDIA_SUFFIXES = frozenset(
-    {
-        *("jpg", "jpeg", "jpe", "png", "webp", "gif", "avif", "bmp", "tif", "tiff", "heic", "jxl"),
-        *("mp4", "m4v", "webm", "mov", "mkv", "avi", "ogv", "mpg", "mpeg"),
-    }
-)
-TDM_RESERVATION = "tdm-reservation"  # W3C TDMRep: the directive of <meta name="tdm-reservation" content="1">
 _PLAYLISTS = frozenset({"m3u8", "mpd"})
 _META_SAME = frozenset({"og:image:url", "og:image:secure_url", "og:video:url", "og:video:secure_url"})
 _META_MEDIA = _META_SAME | {"og:image", "og:video", "twitter:image", "twitter:image:src"}
@@ -65,10 +58,9 @@ class Page:
     """What one HTML page says; URLs are canonical, each once, in order of the page, of whatever host."""
 
     title: str | None
-    canonical: str | None
     links: tuple[Link, ...]
     media: tuple[PageMedia, ...]
-    directives: frozenset[str]  # lower case, of all robots or ours: noai, noindex, nofollow, none, tdm-reservation, ...
+    directives: frozenset[str]  # as `meta_directives`: noai, noindex, nofollow, none, tdm-reservation, ...
 
 
 def read_page(body: bytes, url: str, *, content_type: str | None, drop: tuple[str, ...] = ()) -> Page:
@@ -194,7 +186,6 @@ class _Reading:
     base: str
     drop: tuple[str, ...]
     title: str | None = None
-    canonical: str | None = None
     links: dict[str, bool] = field(default_factory=dict)
     kinds: dict[str, str] = field(default_factory=dict)
     sights: dict[str, list[_Sight]] = field(default_factory=dict)
@@ -215,7 +206,6 @@ class _Reading:
     def page(self) -> Page:
         return Page(
             title=self.title,
-            canonical=self.canonical,
             links=tuple(Link(url, nofollow) for url, nofollow in self.links.items()),
             media=tuple(PageMedia(url, _caption(self.sights[url]), kind) for url, kind in self.kinds.items()),
             directives=frozenset(self.directives),
@@ -313,7 +303,7 @@ class _Reading:
         url = self.url(given.get("href"))
         self.anchor = _Anchor(given.get("title", ""))
         self.link(url, given.get("rel", "").lower().split())
-        if url is not None and suffix_of(url) in MEDIA_SUFFIXES:
+        if url is not None and f".{suffix_of(url)}" in MEDIA_SUFFIXES:
             self.medium(url, "a", self.anchor.words, self.anchor.alts, self.anchor.title)
 
     def image(self, given: dict[str, str]) -> None:
@@ -362,11 +352,8 @@ class _Reading:
     def meta(self, given: dict[str, str]) -> None:
         content = given.get("content", "")
         for name in {given.get("name", "").strip().lower(), given.get("property", "").strip().lower()}:
-            if name in ("robots", AGENT):
-                self.directives |= _directives(content)
-            elif name == TDM_RESERVATION and content.strip() == "1":
-                self.directives.add(TDM_RESERVATION)
-            elif name in _META_ALT:
+            self.directives |= meta_directives(name, content)
+            if name in _META_ALT:
                 self.meta_alt.add_readable(content)
             elif name in _META_MEDIA:
                 if name not in _META_SAME:
@@ -374,17 +361,7 @@ class _Reading:
                 self.medium(self.url(content), "meta", self.meta_alt)
 
     def head_link(self, url: str | None, rel: list[str]) -> None:
-        if "canonical" in rel:
-            self.canonical = self.canonical or url
         if "next" in rel or "prev" in rel:
             self.link(url, rel)
         if "image_src" in rel:
             self.medium(url, "link")
-
-
-def _directives(content: str) -> set[str]:
-    """The directives of a robots meta element, which some separate by spaces; one with a value stays whole."""
-    found: set[str] = set()
-    for part in content.lower().split(","):
-        found |= {part.strip()} if ":" in part else set(part.split())
-    return found - {""}

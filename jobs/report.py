@@ -23,7 +23,7 @@ from jobs.progress import readable_usd
 from jobs.runs import code_version, run_rows
 from jobs.stage_times import times_of, verdict
 from jobs.tables import readable_bytes
-from schemas import DOCUMENTS, FEATURES, FETCHES, FRAMES, MEDIA, MENTIONS
+from schemas import DOCUMENTS, FEATURES, FETCHES, FRAMES, HOSTS, MEDIA, MENTIONS
 from schemas.errors import stage_of
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ EXAMPLES_PER_CODE = 5
 SHOWN_BOXES = 12  # of one picture: more hide it
 TAGGED_WIDTH = 0.12  # of the picture; a name is about 40 pixels wide in a thumbnail of 320
 BARS = 48  # of the latency histogram
-TABLES = (FETCHES, DOCUMENTS, MEDIA, FRAMES, FEATURES, MENTIONS)
+TABLES = (FETCHES, DOCUMENTS, MEDIA, HOSTS, FRAMES, FEATURES, MENTIONS)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,9 @@ MAX_CRAWL_DELAY_S = 86400.0
 _ASCII = re.IGNORECASE | re.ASCII  # case alone would take letters such as U+017F and U+212A for s and k
 
 # What a policy may hold to, and what ours holds to where none is given; `none` is `noindex` with `nofollow`.
-OPT_OUTS = frozenset({"noai", "noimageai", "noindex", "noimageindex", "tdm-reservation"})
-DEFAULT_OPT_OUTS = frozenset({"noai", "noimageai", "tdm-reservation"})
+TDM_RESERVATION = "tdm-reservation"  # W3C TDMRep: a header, or <meta name="tdm-reservation" content="1">
+OPT_OUTS = frozenset({"noai", "noimageai", "noindex", "noimageindex", TDM_RESERVATION})
+DEFAULT_OPT_OUTS = frozenset({"noai", "noimageai", TDM_RESERVATION})
 # Directives of X-Robots-Tag that have a value, so that their colon does not end the name of an agent.
 _VALUED = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
 _AGENT_PREFIX = re.compile(r"\s*(\*|[a-z][\w./-]*)\s*:", _ASCII)
@@ -233,23 +234,43 @@ def opts_out(
     X-Robots-Tag directives of the policy, for all agents or ours (an agent's name holds for what follows it in the
     header, up to the next name); TDM-Reservation 1 (W3C TDMRep).
     """
-    if "tdm-reservation" in policy and tdm_reservation is not None and tdm_reservation.strip() == "1":
+    if TDM_RESERVATION in policy and tdm_reservation is not None and tdm_reservation.strip() == "1":
         return "TDM-Reservation: 1"
     found = {directive for tag in x_robots_tags for directive in _directives(tag)} & _refusing(policy)
     return f"X-Robots-Tag: {min(found)}" if found else None
 
 
-def page_opts_out(directives: frozenset[str], policy: frozenset[str]) -> str | None:
-    """Which meta directive of a page, in lower case, refuses its use by us, None where none does.
+def headers_opt_out(headers: Iterable[tuple[str, str]], policy: frozenset[str] = DEFAULT_OPT_OUTS) -> str | None:
+    """`opts_out` of all headers of an answer, names in any case."""
+    said = [(name.strip().lower(), value) for name, value in headers]
+    reservation = next((value for name, value in said if name == "tdm-reservation"), None)
+    return opts_out((value for name, value in said if name == "x-robots-tag"), reservation, policy)
 
-    `tdm-reservation` among the directives stands for the page's meta of that name with the value 1.
+
+def meta_directives(name: str, content: str) -> set[str]:
+    """What a meta element says to all robots or ours, in lower case; some separate directives by spaces.
+
+    A directive with a value stays whole; `tdm-reservation` stands for the element of that name with the value 1.
     """
-    found = directives & (_refusing(policy) | (policy & {"tdm-reservation"}))
+    name = name.strip().lower()
+    if name == TDM_RESERVATION:
+        return {name} if content.strip() == "1" else set()
+    if name not in ("robots", AGENT):
+        return set()
+    found: set[str] = set()
+    for part in content.lower().split(","):
+        found |= {part.strip()} if ":" in part else set(part.split())
+    return found - {""}
+
+
+def page_opts_out(directives: frozenset[str], policy: frozenset[str]) -> str | None:
+    """Which of a page's `meta_directives` refuses its use by us, None where none does."""
+    found = directives & (_refusing(policy) | (policy & {TDM_RESERVATION}))
     return f"meta: {min(found)}" if found else None
 
 
 def _refusing(policy: frozenset[str]) -> frozenset[str]:
-    return (policy - {"tdm-reservation"}) | ({"none"} if "noindex" in policy else frozenset())
+    return (policy - {TDM_RESERVATION}) | ({"none"} if "noindex" in policy else frozenset())
 
 
 def _directives(tag: str) -> Iterator[str]:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import urljoin
 
 import aiohttp
 
@@ -59,7 +58,7 @@ class Rules:
         known = self._of.get(url.origin)
         rules = known.result() if known is not None and known.done() and not known.cancelled() else None
         named = rules.sitemaps if isinstance(rules, Robots) else ()
-        return tuple(urljoin(url.href, one) for one in named or ("/sitemap.xml",))  # to be absolute, and often are not
+        return named or (canonical_url("/sitemap.xml", url.href).href,)
 
     def ask(self, url: Url, leave: Leave) -> None:
         """Begin to ask for the rules of a URL's origin with this leave; until then its host has no other turn."""

@@ -17,7 +17,6 @@ from jobs.archives import Window, bytes_of, content_column, rows_per_batch
 from jobs.crawl_archives import LIST_BYTES, Damaged, declares_media, has_media_suffix, opened
 from jobs.sources import (
     DESCRIPTION,
-    MEDIA_SUFFIXES,
     Part,
     Row,
     Sighting,
@@ -29,7 +28,7 @@ from jobs.sources import (
     named,
     row_sighting,
 )
-from jobs.urls import doc_id
+from jobs.urls import MEDIA_SUFFIXES, doc_id
 
 MAX_SIDECAR_BYTES = 1 << 20  # of what a sample says of itself
 CAPTIONS = (".txt", ".caption")

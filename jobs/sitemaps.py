@@ -28,22 +28,9 @@ _NOT_XML = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 _BARE_AMPERSAND = re.compile(
     r"(<!\[CDATA\[.*?(?:\]\]>|\Z))|&(?!(?:#[0-9]{1,7}|#x[0-9A-Fa-f]{1,6}|amp|lt|gt|quot|apos);)", re.DOTALL
 )
-_WORDS = frozenset(
-    {
-        *("loc", "lastmod", "caption", "title", "license", "content_loc", "link", "guid", "description"),
-        *("pubdate", "updated", "published", "date"),
-    }
-)
+_WORDS = frozenset({"loc", "caption", "title", "license", "content_loc", "link", "guid", "description"})
 _ITEMS = frozenset({"url", "sitemap", "item", "entry"})
 _OF_MEDIA = frozenset({"image", "video", "content", "group"})
-
-
-@dataclass(frozen=True)
-class SitemapPage:
-    """A page of a sitemap or feed."""
-
-    url: str
-    lastmod: str | None  # as written: W3C datetime in sitemaps and Atom, RFC 822 in RSS
 
 
 @dataclass(frozen=True)
@@ -61,7 +48,7 @@ class SitemapMedia:
 class Sitemap:
     """What one file lists; URLs are canonical, each once, in its order, of whatever host."""
 
-    pages: tuple[SitemapPage, ...] = ()
+    pages: tuple[str, ...] = ()
     sitemaps: tuple[str, ...] = ()  # of an index
     media: tuple[SitemapMedia, ...] = ()
     problem: str | None = None  # why the file was refused or not read to its end
@@ -80,7 +67,7 @@ def read_sitemap(body: bytes, url: str, drop: tuple[str, ...] = ()) -> Sitemap:
     reading = _Reading(url, drop)
     stopped = _read_xml(text, reading) if text.startswith("<") else _read_lines(text, reading, is_whole=problem is None)
     return Sitemap(
-        pages=tuple(SitemapPage(page, lastmod) for page, lastmod in reading.pages.items()),
+        pages=tuple(reading.pages),
         sitemaps=tuple(reading.sitemaps),
         media=tuple(reading.media.values()),
         problem=problem or stopped,
@@ -107,7 +94,7 @@ def _read_lines(text: str, reading: _Reading, *, is_whole: bool) -> str | None:
         if n == MAX_URLS:
             return f"more than {MAX_URLS} URLs"
         if line[2] or is_whole:
-            reading.page(line[1], None, base=None)
+            reading.page(line[1], None)
     return None
 
 
@@ -158,7 +145,7 @@ class _Reading:
 
     url: str
     drop: tuple[str, ...]
-    pages: dict[str, str | None] = field(default_factory=dict)
+    pages: dict[str, None] = field(default_factory=dict)
     sitemaps: dict[str, None] = field(default_factory=dict)
     media: dict[str, SitemapMedia] = field(default_factory=dict)
 
@@ -178,10 +165,10 @@ class _Reading:
         except InvalidUrl:
             return None
 
-    def page(self, text: str, lastmod: str | None, *, base: str | None) -> str | None:
+    def page(self, text: str, base: str | None) -> str | None:
         url = self.canonical(text, base)
         if url is not None:
-            self.pages.setdefault(url, lastmod)
+            self.pages.setdefault(url)
         return url
 
     # -- tokens ---------------------------------------------------------------------------------------------------
@@ -255,8 +242,7 @@ class _Reading:
             if url is not None:
                 self.sitemaps.setdefault(url)
             return
-        dates = (words.get(name) for name in ("lastmod", "updated", "pubdate", "published", "date"))
-        page_url = self.page(named, next(filter(None, dates), None), base=base)
+        page_url = self.page(named, base)
         for medium in found:
             own = medium.words
             place = medium.url or own.get("loc") or own.get("content_loc")

@@ -7,10 +7,9 @@ table is known by `url_lists`, `crawl_archives` and `shards`.
 from __future__ import annotations
 
 import urllib.parse
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, TypedDict
 
@@ -18,10 +17,11 @@ import pyarrow as pa
 import pyarrow.fs
 
 from jobs.config import ConfigError, Source
-from jobs.urls import InvalidUrl, canonical_url, doc_id, host_bucket
+from jobs.robots import DEFAULT_OPT_OUTS
+from jobs.urls import MAX_URL, InvalidUrl, canonical_url, doc_id, host_bucket
 
 ROWS_PER_BATCH = 50_000  # of a list on its way to Spark: about 10 MB
-MAX_TEXT = 10_000  # characters kept of a caption, title or unusable URL
+MAX_TEXT = 10_000  # characters kept of a caption or title
 DESCRIPTION = ("caption", "page_url", "page_title", "license")
 FILE_SCHEME = "file://"
 COMPRESSIONS = (".gz", ".bz2", ".zst")
@@ -32,13 +32,6 @@ SUFFIXES: Mapping[str, tuple[str, ...]] = {  # of the files of each kind
     "webdataset": (".tar",),
     "table": (".parquet",),
 }
-MEDIA_SUFFIXES = frozenset(
-    {
-        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".heic"),
-        *(".heif", ".jxl", ".jp2", ".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".ogv", ".mpg", ".mpeg", ".mts"),
-        *(".m2ts", ".flv", ".wmv", ".asf", ".3gp"),
-    }
-)
 
 
 class SourceError(ConfigError):
@@ -66,7 +59,10 @@ class Sighting:
     offset: int | None = None  # of a WARC record or of the data of a tar's member, in bytes; of a row, its number
     length: int | None = None  # in bytes, of a WARC record as it is stored; None for a file and a row
     priority: int = 0  # higher is fetched first
-    opted_out: bool = False  # the page that shows it refuses its use: it is not fetched
+    opted_out: bool = (
+        False  # it is not fetched, as its use is refused by the page that shows it, or its archived answer
+    )
+    opted_out_by: str | None = None  # what refuses it, such as "X-Robots-Tag: noai" or "meta: noai"
     expects: str | None = None  # page or sitemap; None for a picture or video
     depth: int | None = None  # of a page, links from where its site is entered
 
@@ -97,6 +93,7 @@ class Part:
     priority: int = 0
     archive: str | None = None
     drop: tuple[str, ...] = ()  # parameters taken out of URLs
+    opt_outs: frozenset[str] = DEFAULT_OPT_OUTS  # that archived pages and answers are held to
 
     @property
     def where(self) -> str:
@@ -196,15 +193,18 @@ def row_sighting(
 ) -> Sighting:
     """What a row with url, caption, page_url, page_title and license says, its URL resolved against `base`.
 
-    A URL that cannot be used is a sighting with its `problem`, or where there is one, has `own_url` in its place: the
-    URI of bytes that are at hand whatever they are called. `held` are the fields that say where those are.
+    A URL that cannot be used, or is longer than MAX_URL, is a sighting with its `problem` and what fits of it, or where
+    there is one, has `own_url` in its place: the URI of bytes that are at hand whatever they are called. `held` are the
+    fields that say where those are.
     """
     given = row.get("url")
     text = given.strip() if isinstance(given, str) else "" if given is None else str(given)
-    problem, href, host = row.get("problem"), text[:MAX_TEXT], ""
+    problem, href, host = row.get("problem"), text[:MAX_URL], ""
     if problem is None:
         try:
             url = canonical_url(text, base, part.drop)
+            if len(url.href) > MAX_URL:
+                raise InvalidUrl(f"the URL has {len(url.href)} characters, more than {MAX_URL}")
             href, host = url.href, url.host
         except InvalidUrl as e:
             href, problem = (own_url, None) if own_url is not None else (href, str(e))
@@ -229,7 +229,7 @@ def _text_of(value: object) -> str | None:
 
 
 def _valid(text: str) -> str:
-    return text.encode("utf-8", "replace").decode()  # JSON may hold half a surrogate pair
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()  # JSON may hold half a surrogate pair
 
 
 def named(row: Mapping[Any, Any]) -> Row:
@@ -239,8 +239,13 @@ def named(row: Mapping[Any, Any]) -> Row:
 
 def member_url(part: Part, member: str) -> str:
     """The URI of what an archive holds: that of the archive, and the name or place of the member as fragment."""
-    archive = file_uri(part.uri, open_filesystem(part.uri)[1])
-    return f"{archive}#{urllib.parse.quote(member, errors='surrogateescape')}"
+    archive, inside = (
+        file_uri(part.uri, open_filesystem(part.uri)[1]),
+        urllib.parse.quote(member, errors="surrogateescape"),
+    )
+    if len(inside) > MAX_URL:  # a tar may hold names of any length
+        inside = f"{inside[:MAX_URL]}~{doc_id(inside)}"
+    return f"{archive}#{inside}"
 
 
 def damage(part: Part, at: int, reason: object, stamp: Stamp) -> Sighting:
@@ -270,15 +275,20 @@ def suffix_of(kind: str, name: str) -> str | None:
     return max((suffix for suffix in SUFFIXES[kind] if name.endswith(suffix)), key=len, default=None)
 
 
-def source_parts(source: Source) -> list[Part]:
+def source_parts(source: Source, opt_outs: frozenset[str] = DEFAULT_OPT_OUTS) -> list[Part]:
     """The folder, or in order of path the files, of a source: its own file, those of a folder or of a prefix.
 
     Lists and opens nothing. Of a site the URLs to enter it by. Raises SourceError where there is no file of the kind.
     """
+
+    def part(uri: str) -> Part:
+        own = {"priority": source.priority, "archive": source.archive, "drop": source.drop_parameters}
+        return Part(source=source.name, kind=source.kind, uri=uri, opt_outs=opt_outs, **own)  # type: ignore[arg-type]
+
     if source.kind == "site":
-        return [_part(source, url) for url in source.start]
+        return [part(url) for url in source.start]
     if source.kind == "folder":
-        return [_part(source, source.uri if "://" in source.uri else file_uri("", open_filesystem(source.uri)[1]))]
+        return [part(source.uri if "://" in source.uri else file_uri("", open_filesystem(source.uri)[1]))]
     path = open_filesystem(source.uri)[1]
     path = path.rstrip("/") or path
     info = _info(source, path)
@@ -286,7 +296,7 @@ def source_parts(source: Source) -> list[Part]:
         _refuse(source, path.rpartition("/")[2])
         if suffix_of(source.kind, path) is None:
             raise SourceError(f"source {source.name}: {source.uri} is not one of {', '.join(SUFFIXES[source.kind])}")
-        return [_part(source, source.uri if "://" in source.uri else file_uri("", path))]
+        return [part(source.uri if "://" in source.uri else file_uri("", path))]
     if info.type == pa.fs.FileType.Directory:
         folder, top = source.uri, path
         found = _list(source.name, source.uri, path)
@@ -299,16 +309,11 @@ def source_parts(source: Source) -> list[Part]:
         if info.type == pa.fs.FileType.File and not _is_hidden(source.kind, inside):
             _refuse(source, inside)
             if suffix_of(source.kind, inside) is not None:
-                parts.append(_part(source, beside(folder, inside)))
+                parts.append(part(beside(folder, inside)))
     if not parts:
         allowed = ", ".join(SUFFIXES[source.kind])
         raise SourceError(f"source {source.name}: {source.uri} holds no file whose name ends in one of {allowed}")
     return parts
-
-
-def _part(source: Source, uri: str) -> Part:
-    more = {"priority": source.priority, "archive": source.archive, "drop": source.drop_parameters}
-    return Part(source=source.name, kind=source.kind, uri=uri, **more)  # type: ignore[arg-type]
 
 
 def _prefixed(source: Source, top: str, path: str) -> list[pa.fs.FileInfo]:
@@ -381,16 +386,9 @@ def check_source(source: Source) -> None:
         next(part_sightings(parts[0]), None)
 
 
-def sightings(source: Source) -> Iterator[Sighting]:
+def sightings(source: Source, opt_outs: frozenset[str] = DEFAULT_OPT_OUTS) -> Iterator[Sighting]:
     """All that a source shows, in its order. Raises SourceError."""
     if source.kind == "folder":
         check_source(source)
-    for part in source_parts(source):
+    for part in source_parts(source, opt_outs):
         yield from part_sightings(part)
-
-
-def sighting_batches(sources: Iterable[Source]) -> Iterator[pa.RecordBatch]:
-    """All sightings of all sources as record batches of `SIGHTINGS`, numbered through. Raises SourceError."""
-    numbered = enumerate(sighting for source in sources for sighting in sightings(source))
-    while rows := [{"ordinal": n, **asdict(sighting)} for n, sighting in islice(numbered, ROWS_PER_BATCH)]:
-        yield pa.RecordBatch.from_pylist(rows, schema=SIGHTINGS)

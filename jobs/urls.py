@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import re
 import urllib.parse
 from collections import Counter
 from dataclasses import dataclass
@@ -24,9 +25,22 @@ FIRST_USER_PORT = 1024  # RFC 6335, section 6: below are the system ports, of se
 BAD_PORTS = frozenset(
     {1719, 1720, 1723, 2049, 3659, 4045, 4190, 5060, 5061, 6000, 6566, 6665, 6666, 6667, 6668, 6669, 6679, 6697, 10080}
 )
-MAX_URL = 2000  # characters: what sitemaps allow is 2,048, what older browsers open 2,083
+MAX_URL = 8000  # characters: what RFC 9110 (4.1) wants all to take; of a picture, whose URL may carry a signature
+MAX_PAGE_URL = 2000  # what sitemaps allow is 2,048, what older browsers open 2,083
+MAX_HOST, MAX_LABEL = 253, 63  # characters of a name that resolves (RFC 1035, section 2.3.4) and of a part of it
 MAX_SEGMENTS = 20
 MAX_SEGMENT_REPEATS = 3  # of one path segment, and of one sequence of them in a row
+
+
+MEDIA_SUFFIXES = frozenset(  # of files that are pictures or videos
+    {
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".heic"),
+        *(".heif", ".jxl", ".jp2", ".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".ogv", ".mpg", ".mpeg", ".mts"),
+        *(".m2ts", ".flv", ".wmv", ".asf", ".3gp"),
+    }
+)
+_HOST = re.compile(r"[^\s/?#@\\*%,]+")
+_PATH_PARAMETER = re.compile(r";([^;/=]*)(?:=[^;/]*)?")
 
 
 class InvalidUrl(ValueError):
@@ -45,16 +59,21 @@ class Url:
 def canonical_url(text: str, base: str | None = None, drop: tuple[str, ...] = ()) -> Url:
     """The canonical form of `text`, resolved against `base` if given (WHATWG URL Standard; the query is kept).
 
-    `drop` names parameters to take out of the query, in any case; a last `*` stands for any rest (`utm_*`).
-    Raises InvalidUrl for text that is no URL, a scheme other than http and https, a port that serves something else,
-    and credentials in the URL.
+    `drop` names parameters to take out of query and path (`;jsessionid=`), in any case; a last `*` stands for any rest
+    (`utm_*`). Raises InvalidUrl for text that is no URL, a scheme other than http and https, a port that serves
+    something else, a host that no DNS can have, and credentials in the URL.
     """
     try:
         parsed = can_ada.parse(base) + text if base is not None else can_ada.parse(text)
     except (ValueError, TypeError) as e:  # TypeError: lone surrogates
         raise InvalidUrl(f"not a URL: {text[:100]!r}") from e
     if parsed.protocol not in SCHEMES:
-        raise InvalidUrl(f"scheme {parsed.protocol!r} is not one of {', '.join(SCHEMES)}")
+        raise InvalidUrl(f"scheme {parsed.protocol[:100]!r} is not one of {', '.join(SCHEMES)}")
+    name = parsed.hostname.removesuffix(".")
+    if len(name) > MAX_LABEL and (len(name) > MAX_HOST or max(map(len, name.split("."))) > MAX_LABEL):
+        raise InvalidUrl(
+            f"the host {name[:100]}... is longer than {MAX_HOST}, or a part of it than {MAX_LABEL} characters"
+        )
     if parsed.has_credentials():
         raise InvalidUrl(f"the URL carries credentials for {parsed.host}")
     if parsed.port and not _serves_the_web(int(parsed.port)):
@@ -68,11 +87,13 @@ def _serves_the_web(port: int) -> bool:
 
 
 def _without(href: str, drop: tuple[str, ...]) -> str:
-    path, _, query = href.partition("?")
+    path, mark, query = href.partition("?")
     parameters = query.split("&")
     kept = [parameter for parameter in parameters if not _is_dropped(parameter.partition("=")[0], drop)]
+    if ";" in path:
+        path = _PATH_PARAMETER.sub(lambda found: "" if _is_dropped(found[1], drop) else found[0], path)
     if len(kept) == len(parameters):
-        return href
+        return f"{path}{mark}{query}"
     return f"{path}?{'&'.join(kept)}" if kept else path
 
 
@@ -81,6 +102,18 @@ def _is_dropped(name: str, drop: tuple[str, ...]) -> bool:
     return any(
         name.startswith(pattern[:-1].lower()) if pattern.endswith("*") else name == pattern.lower() for pattern in drop
     )
+
+
+def canonical_host(text: str) -> str:
+    """The host that `text` is, as `Url.host` has it: with a port that is not the web's own, in punycode, no last dot.
+
+    Raises InvalidUrl for all that is more than a host, or less.
+    """
+    given = text.strip()
+    if not _HOST.fullmatch(given):
+        raise InvalidUrl(f"{text[:100]!r} is not a host and nothing else")
+    host = canonical_url(f"{'https' if given.endswith(':443') else 'http'}://{given}/").host
+    return re.sub(r"\.(?=:|\Z)", "", host)
 
 
 # -- sites --------------------------------------------------------------------------------------------------------
@@ -117,8 +150,8 @@ def is_trap(url: str, *, max_segments: int = MAX_SEGMENTS) -> str | None:
 
     Such families grow by relative links that lead deeper each time. Session ids in URLs are not guessed.
     """
-    if len(url) > MAX_URL:
-        return f"the URL has {len(url)} characters, more than {MAX_URL}"
+    if len(url) > MAX_PAGE_URL:
+        return f"the URL has {len(url)} characters, more than {MAX_PAGE_URL}"
     path = url.partition("?")[0].split("/", 3)[3:]
     segments = path[0].removesuffix("/").split("/") if path and path[0] else []
     if len(segments) > max_segments:

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,27 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from jobs import archives
-from jobs.archives import BrokenMember, open_member
+from jobs.archives import BrokenMember, Payload, open_member
 from jobs.config import Source
-from jobs.outcomes import Outcome, Request, read_file
+from jobs.fetch_settings import Settings
+from jobs.files import read_file
+from jobs.outcomes import Outcome, Request
+from jobs.robots import headers_opt_out
 from jobs.sources import Sighting, SourceError, check_source, sightings, source_parts
 from jobs.urls import host_bucket
 from tests.archive_files import JPEG, PNG, answer, page, record, response, write_table, write_tar, write_warc
+
+SETTINGS = Settings(
+    contact=None,
+    exemptions=frozenset(),
+    max_connections_per_host=1,
+    delay_s=0,
+    connect_timeout_s=1,
+    timeout_s=1,
+    max_bytes=10_000,
+    max_redirects=0,
+    max_attempts=1,
+)
 
 
 class CountedFile(io.BytesIO):
@@ -90,7 +106,7 @@ def outcome(sighting: Sighting, max_bytes: int = 1 << 20) -> Outcome:
         offset=sighting.offset,
         length=sighting.length,
     )
-    return read_file(request, max_bytes=max_bytes, packs=None)
+    return read_file(request, replace(SETTINGS, max_bytes=max_bytes))
 
 
 # -- WARC ---------------------------------------------------------------------------------------------------------
@@ -374,7 +390,7 @@ def test_what_is_not_at_its_place_is_an_error_of_its_row_that_is_not_tried_again
         request = Request(
             doc_id="d", url="http://a/", host="a", root=root.as_uri(), held_as=held_as, offset=offset, length=length
         )
-        got = read_file(request, max_bytes=10_000, packs=None)
+        got = read_file(request, SETTINGS)
         assert got.error is not None and got.error["code"] == "not_found" and said in got.error["detail"], got.error
         assert got.next_fetch_at is None and len(got.attempts) == 1
 
@@ -479,6 +495,13 @@ def test_names_of_members_need_not_be_utf_8(tmp_path: Path) -> None:
         tar.addfile(link)
     (sighting,) = seen(tmp_path / "a.tar", "webdataset")
     assert sighting.url.endswith("a.tar#b%E4r.jpg") and content(sighting) == JPEG
+
+
+def test_a_member_with_an_endless_name_has_a_short_url_of_its_own(tmp_path: Path) -> None:
+    names = ["n" * 100_000 + f"/{n}.jpg" for n in range(2)]
+    found = seen(write_tar(tmp_path / "a.tar", *((name, JPEG) for name in names)), "webdataset")
+    assert len({s.url for s in found}) == 2 and all(len(s.url) < 9000 for s in found)
+    assert [content(s) for s in found] == [JPEG, JPEG]
 
 
 def test_a_tar_cut_anywhere_lists_what_is_whole_and_says_where_it_is_cut(tmp_path: Path) -> None:
@@ -717,26 +740,54 @@ def test_pictures_and_videos_of_pages_in_a_wat_are_to_be_fetched(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("head", "headers", "opted_out"),
+    ("head", "headers", "by"),
     [
-        ({"Metas": [{"name": "Robots", "content": "noindex, NoAI"}]}, {}, True),
-        ({"Metas": [{"name": "robots", "content": "noimageindex"}]}, {}, True),
-        ({"Metas": [{"name": "lakelens", "content": "noimageai"}]}, {}, True),
-        ({"Metas": [{"name": "tdm-reservation", "content": "1"}]}, {}, True),
-        ({}, {"x-robots-TAG": "noai"}, True),
-        ({}, {"X-Robots-Tag": ["index", "noimageai"]}, True),
-        ({}, {"TDM-Reservation": "1"}, True),
-        ({"Metas": [{"name": "robots", "content": "noindex, nofollow"}]}, {}, False),
-        ({"Metas": [{"name": "otherbot", "content": "noai"}, {"name": "robots", "content": None}]}, {}, False),
-        ({"Metas": [{"name": "tdm-reservation", "content": "0"}]}, {"X-Robots-Tag": "otherbot: noai"}, False),
+        ({"Metas": [{"name": "Robots", "content": "noindex, NoAI"}]}, {}, "meta: noai"),
+        ({"Metas": [{"name": "robots", "content": "noimageindex noimageai"}]}, {}, "meta: noimageai"),
+        ({"Metas": [{"name": "lakelens", "content": "noimageai"}]}, {}, "meta: noimageai"),
+        ({"Metas": [{"name": "tdm-reservation", "content": "1"}]}, {}, "meta: tdm-reservation"),
+        ({}, {"x-robots-TAG": "noai"}, "X-Robots-Tag: noai"),
+        ({}, {"X-Robots-Tag": ["index", "noimageai"]}, "X-Robots-Tag: noimageai"),
+        ({}, {"TDM-Reservation": "1"}, "TDM-Reservation: 1"),
+        ({"Metas": [{"name": "robots", "content": "noindex, nofollow, noimageindex"}]}, {}, None),
+        ({"Metas": [{"name": "otherbot", "content": "noai"}, {"name": "robots", "content": None}]}, {}, None),
+        ({"Metas": [{"name": "tdm-reservation", "content": "0"}]}, {"X-Robots-Tag": "otherbot: noai"}, None),
     ],
 )
 def test_a_page_that_opts_out_takes_its_pictures_with_it(
-    tmp_path: Path, head: dict[str, Any], headers: dict[str, Any], opted_out: bool
+    tmp_path: Path, head: dict[str, Any], headers: dict[str, Any], by: str | None
 ) -> None:
     links = [{"path": "IMG@/src", "url": "a.jpg"}, {"path": "IMG@/src", "url": "b.jpg"}]
     wat = write_warc(tmp_path / "a.wat", page("http://a/", links, head=head, headers=headers))
-    assert [(s.url, s.opted_out, s.problem) for s in seen(wat, "wat")] == [
-        ("http://a/a.jpg", opted_out, None),
-        ("http://a/b.jpg", opted_out, None),
+    assert [(s.url, s.opted_out, s.opted_out_by, s.problem) for s in seen(wat, "wat")] == [
+        ("http://a/a.jpg", by is not None, by, None),
+        ("http://a/b.jpg", by is not None, by, None),
     ]
+
+
+def test_an_archived_picture_is_opted_out_by_the_headers_it_was_sent_with(tmp_path: Path) -> None:
+    headers = (
+        "",
+        "x-robots-tag: all\r\nX-Robots-Tag: noai, noindex\r\n",
+        "tdm-reservation: 1\r\n",
+        "X-Robots-Tag: noindex\r\n",
+    )
+    records = [response(f"http://a/{n}", headers=said) for n, said in enumerate(headers)]
+    warc = write_warc(tmp_path / "a.warc.gz", *records, record("resource", "http://a/4", PNG, "image/png"))
+    by = [None, "X-Robots-Tag: noai", "TDM-Reservation: 1", None, None]
+    assert [s.opted_out_by for s in seen(warc, "warc")] == by
+    assert [s.opted_out for s in seen(warc, "warc")] == [reason is not None for reason in by]
+    for sighting, reason in zip(seen(warc, "warc"), by, strict=True):  # which an index of records does not tell
+        member = open_member(warc.as_uri(), "warc", sighting.offset, sighting.length)
+        assert isinstance(member, Payload) and headers_opt_out(member.headers) == reason
+
+
+@pytest.mark.parametrize("policy", [frozenset({"noindex"}), frozenset[str]()])
+def test_archives_are_held_to_the_policy_that_is_given(tmp_path: Path, policy: frozenset[str]) -> None:
+    links = [{"path": "IMG@/src", "url": "http://a/a.jpg"}]
+    meta = {"Metas": [{"name": "robots", "content": "noai, noindex"}]}
+    wat = write_warc(tmp_path / "a.wat", page("http://a/", links, head=meta))
+    warc = write_warc(tmp_path / "a.warc", response("http://a/1", headers="X-Robots-Tag: noai, noindex\r\n"))
+    for kind, file, name in (("wat", wat, "meta"), ("warc", warc, "X-Robots-Tag")):
+        (found,) = sightings(Source.model_validate({"name": "s", "kind": kind, "uri": str(file)}), policy)
+        assert found.opted_out_by == (f"{name}: noindex" if policy else None)

@@ -36,7 +36,11 @@ def sound_tables() -> dict[str, list[dict[str, Any]]]:
             *(rows.fetch(name) for name in fine),
             rows.fetch(refused, http_status=None, error=forbidden, robots="disallowed"),
         ],
-        "documents": [*(rows.document(name) for name in fine), rows.document(refused, **no_media)],
+        "documents": [
+            *(rows.document(name) for name in fine),
+            rows.document(refused, **no_media),
+            rows.document("page", media_id=None, media_type="page", depth=0),
+        ],
         "media": [rows.media(name) for name in fine],
         "frames": [rows.frame(name) for name in fine[1:]],
         "features": features,

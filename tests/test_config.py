@@ -27,6 +27,10 @@ def test_merging_changes_neither_side() -> None:
         ("crawl.delay_s=-1", r"crawl\.delay_s = -1: .*greater than or equal to 0"),
         ("crawl.delay_s=soon", r"crawl\.delay_s = 'soon'"),
         ("crawl.sources=[{name: x, kind: ftp, uri: y}]", r"crawl\.sources\.0\.kind = 'ftp': .*'table' or 'site'"),
+        (
+            "crawl.opt_outs=[noai, no-ai]",
+            r"crawl\.opt_outs: 'no-ai' is none that we know, allowed: noai, noimageai, .*noindex, tdm-reservation",
+        ),
         ("nothing=1", r"nothing is not a configuration key; allowed here: .*crawl.*lake"),
         ("no equals sign", r"--set 'no equals sign' is not of the form"),
         ("a=[", "the value is not YAML"),

@@ -18,7 +18,7 @@ from jobs.config import Config, ConfigError, load_config
 from jobs.crawl_report import crawl_report
 from jobs.lake import Lake, append, open_lake, read
 from jobs.runs import Run
-from jobs.sources import SourceError
+from jobs.sources import SourceError, row_sighting
 from schemas import DOCUMENTS, FETCHES, HOSTS, MEDIA, TAKEDOWNS
 from tests import archive_files as archives
 from tests import rows
@@ -261,6 +261,7 @@ def test_what_is_wrong_with_a_configuration_is_said_before_spark_starts(tmp_path
     assert "more than once" in refused(contact="me@example.com", sources=[*good["sources"], *good["sources"]])
     assert "not one IP address with a port" in refused(allow_addresses=["127.0.0.1"])
     assert "not an e-mail address or URL" in refused(contact="me@example.com\r\nX: y")
+    assert "crawl.retry_errors: 'no_media' is not one of blocked_address, " in refused(retry_errors=["no_media"])
     missing = {"name": "photos", "kind": "folder", "uri": str(tmp_path / "none")}
     with pytest.raises(SourceError, match=r"source photos: .*none is not a folder"):
         crawl.validate(load_config((), (), {"crawl": {**good, "sources": [missing]}}))
@@ -456,3 +457,60 @@ def test_a_site_is_followed_by_links_and_sitemaps_and_costs_nothing_while_it_sta
         assert (said_of.requests, said_of.errors, said_of.not_modified, said_of.bytes) == (9, 1, 8, 0)
         assert again.metrics["requests"] == 9 and again.metrics["n_hosts"] == 1
         assert crawl_report(tables, ["none"], delay_s=0) is None
+
+
+@pytest.mark.spark
+def test_what_a_round_does_not_reach_is_fetched_in_the_same_run_and_what_a_run_does_not_in_the_next(
+    spark: Any, tmp_path: Path
+) -> None:
+    lake = open_lake(spark, str(tmp_path / "lake"))
+    pages: dict[str, Answer] = {"/robots.txt": answer(body=b"User-agent: *\nCrawl-delay: 1\n")}
+    pages |= {f"/{n}.jpg": answer(body=jpeg(40 * n)) for n in range(4)}
+    with serving(pages) as site:
+        urls = tmp_path / "urls.txt"
+        source = {"name": "web", "kind": "urls", "uri": str(urls)}
+        said = {"allow_addresses": [site.address], "delay_s": 0.05, "round_s": 1.5, "sources": [source]}
+        urls.write_text("".join(site.url(f"/{n}.jpg\n") for n in range(3)))
+        first = crawl.run(spark, lake, load_config((), (), {"crawl": said}), run_of("one.crawl"))
+        assert first.metrics["new_media"] == 3 and "3 fetched" in first.message
+        times = [asked.at_s for asked in site.log]
+        assert min(b - a for a, b in itertools.pairwise(times)) >= 1
+        assert len(site.paths()) == len(set(site.paths())) == 4
+        urls.write_text(site.url("/3.jpg"))
+        short = load_config((), ["crawl.max_hours=1e-9"], {"crawl": said})
+        second = crawl.run(spark, lake, short, run_of("two.crawl"))
+        assert (second.metrics["new_media"], second.metrics["documents_untried"]) == (0, 1) and len(site.log) == 4
+        left = keyed(spark, lake)["3.jpg"]
+        assert left["error"]["code"] == "deferred" and left["next_fetch_at"] is not None
+        third = crawl.run(spark, lake, load_config((), (), {"crawl": said}), run_of("three.crawl"))
+        assert third.metrics["new_media"] == 1 and keyed(spark, lake)["3.jpg"]["error"] is None
+
+
+@pytest.mark.spark
+def test_a_host_has_a_budget_of_pages_and_any_page_may_refuse_what_it_shows(spark: Any, tmp_path: Path) -> None:
+    lake = open_lake(spark, str(tmp_path / "lake"))
+    source = {"name": "cats", "kind": "site", "start": ["http://a.example/"], "max_pages": 3}
+    config = load_config((), (), {"crawl": {"sources": [source], "contact": "me@example.com"}})
+    part = crawl.site_of(config.crawl.sources[0]).part
+    known = rows.document("known", host="a.example", source="cats", media_id=None, media_type="page", depth=1)
+    append(frame_of(spark, DOCUMENTS, [known]), lake, DOCUMENTS)
+    links = [
+        row_sighting({"url": f"http://{host}.example/{n}"}, part, held=page_at(n)) for host in "ab" for n in range(5)
+    ]
+    shown = [
+        row_sighting({"url": "http://c.example/1.jpg"}, part, held={"opted_out": refused}) for refused in (False, True)
+    ]
+    kept = [row_sighting({"url": "http://c.example/2.jpg"}, part)]
+    staged = pa.RecordBatch.from_pylist([{"found": [vars(one) for one in (*links, *shown, *kept)]}], crawl_wave.STAGED)
+    seen = crawl_wave.found(spark.createDataFrame(pa.Table.from_batches([staged])))
+    left = {row["url"]: row for row in frontier.within_budgets(spark, lake, config, seen).collect()}
+    pages = sorted(url for url in left if left[url]["depth"] is not None)
+    assert pages == [
+        f"http://{url}" for url in ("a.example/0", "a.example/1", "b.example/0", "b.example/1", "b.example/2")
+    ]
+    refusals = {url.rsplit("/", 1)[-1]: row["opted_out"] for url, row in left.items() if row["depth"] is None}
+    assert refusals == {"1.jpg": True, "2.jpg": False}
+
+
+def page_at(depth: int) -> dict[str, Any]:
+    return {"expects": "page", "depth": depth}

@@ -392,6 +392,41 @@ def test_a_host_that_was_left_alone_gets_one_attempt_when_its_time_is_over_and_i
         assert state.closed_until is not None and state.closed_until > datetime.now(UTC) + timedelta(seconds=7000)
 
 
+def test_a_host_whose_rules_lead_to_one_that_is_left_alone_waits_for_as_long_as_that_one() -> None:
+    with serving({"/rules": answer("429 Too Many Requests", Retry_After="3600")}) as busy:
+        led = answer("302 Found", Location=busy.url("/rules"))
+        with serving({"/robots.txt": led, "/a": answer(body=jpeg())}) as site:
+            settings = replace(SETTINGS, exemptions=parse_exemptions([site.address, busy.address]), max_attempts=1)
+            until = datetime.now(UTC) + timedelta(hours=1)
+            left = HostState(host=busy.address, closed_until=until, closed_reason="it asked to wait")
+            (outcome,) = outcomes([request(site, "/a")], settings, [left])
+            assert code(outcome) == "deferred" and outcome.attempts == () and "/a" not in site.paths()
+            assert outcome.next_fetch_at and abs((outcome.next_fetch_at - until).total_seconds()) < 1
+
+
+@pytest.mark.parametrize(("status", "n_asked"), [("500 Oops", 30), ("502 Bad Gateway", 10)])
+def test_pages_that_are_broken_do_not_close_a_host_and_nobody_behind_its_gateway_does(
+    status: str, n_asked: int
+) -> None:
+    paths = [f"/{n}" for n in range(30)]
+    with serving({path: answer(status) for path in paths}) as site:
+        crawled(site, paths, max_attempts=1, max_connections_per_host=1)
+        assert len(site.log) == 1 + n_asked
+
+
+def test_conditions_go_to_the_url_that_they_came_from_and_to_no_other() -> None:
+    known: dict[str, Any] = {"was_had": True, "media_id": "0" * 64, "etag": '"1"'}
+    with serving({"/b": conditional('"1"')}) as site:
+        pages: dict[str, Answer] = {"/a": answer("302 Found", Location=site.url("/b"))}
+        with serving(pages) as entry:
+            settings = replace(SETTINGS, exemptions=parse_exemptions([site.address, entry.address]))
+            (elsewhere,) = outcomes([request(entry, "/a", **known)], settings)
+            (there,) = outcomes([request(entry, "/a", final_url=site.url("/b"), **known)], settings)
+            assert elsewhere.content == jpeg() and there.is_unchanged
+            sent = [one.headers.get("if-none-match") for one in (*entry.log, *site.log) if one.path in ("/a", "/b")]
+            assert sent == ['"1"', None, None, '"1"']
+
+
 def test_what_is_not_reached_in_a_round_is_deferred_and_may_be_fetched_at_once_in_the_next() -> None:
     paths = [f"/{n}" for n in range(20)]
     with serving({path: answer(body=jpeg()) for path in paths}) as site:

@@ -827,7 +827,7 @@ def test_what_a_host_tells_us_to_say_is_said_to_nobody(
         url = f"http://me:secret@a.{there}/b"
         asked.append(Request(doc_id=doc_id(url), url=url, host=f"a.{there}"))
         found = {one.request.url: code(one) for one in asyncio.run(all_of(asked, settings))}
-        codes = [None, None, "redirect_refused", "http_client_error", "connection_failed"]
+        codes = [None, None, "redirect_refused", "http_client_error", "http_client_error"]
         assert [found[one.url] for one in asked] == codes
         assert len(site.log) == 7  # the robots.txt of both, and five others
         told = {"cookie", "authorization", "proxy-authorization", "referer"}

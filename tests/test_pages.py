@@ -59,7 +59,7 @@ def test_what_cannot_be_fetched_is_no_link_and_no_medium(href: str) -> None:
     found = page(
         f'<a href="{href}">x</a><img src="{href}"><video src="{href}"></video><link rel=canonical href="{href}">'
     )
-    assert (found.links, found.media, found.canonical) == ((), (), None)
+    assert (found.links, found.media) == ((), ())
 
 
 def test_a_link_is_nofollow_only_where_each_link_to_it_is() -> None:
@@ -89,14 +89,12 @@ def test_a_base_holds_for_the_whole_page_also_for_what_stands_before_it(base: st
     assert ([link.url for link in found.links], [m.url for m in found.media]) == ([url], [url])
 
 
-def test_title_and_canonical_are_the_first_that_say_something_usable() -> None:
+def test_the_title_is_the_first_that_says_something() -> None:
     html = """
         <svg><title>Icon</title></svg><title> Caf&eacute;\n &lt;b&gt;&nbsp;&#x1F600; <b>x</b>\0</title>
-        <title>Second</title><link rel=canonical href=ftp://a/>
-        <link rel="canonical shortlink" href=/post#x><link rel=canonical href=/no>
+        <title>Second</title>
     """
-    found = page(html)
-    assert (found.title, found.canonical) == ("Café <b> 😀 <b>x</b>", "https://site.example/post")
+    assert page(html).title == "Café <b> 😀 <b>x</b>"
     assert page("<title></title>x<p>").title is page("").title is None
     assert page("<title>" + "x" * 50_000).title == "x" * MAX_TEXT
 

@@ -87,6 +87,10 @@ def test_one_run_at_a_time_writes_a_vector_space_and_another_is_refused_until_it
         assert [row["run_id"] for row in run_rows(spark, lake)] == ["a.featurize"]
         assert run_rows(spark, lake, lease_held({"other": "1"}, expiry_s=300)) == []
         assert run_rows(spark, lake, lease_held({}, expiry_s=300)) == []
+        with executing(spark, lake, job="crawl", run_id="x.crawl", outputs={}, expiry_s=300, **given):
+            second = executing(spark, lake, job="crawl", run_id="y.crawl", outputs={}, expiry_s=300, **given)
+            with pytest.raises(RunRefused, match=r"x\.crawl is writing"), second:
+                pass
         with (
             pytest.raises(ValueError, match="stop here"),
             started(run_id="c.featurize", outputs={"f": "2"}, expiry_s=300),  # another fingerprint
@@ -98,4 +102,5 @@ def test_one_run_at_a_time_writes_a_vector_space_and_another_is_refused_until_it
         with started(run_id="d.featurize", outputs={"f": "1"}, expiry_s=0.05):  # a seems dead
             pass
     status = {row["run_id"]: row["status"] for row in run_rows(spark, lake)}
+    assert status.pop("x.crawl") == "running"
     assert status == {"a.featurize": "running", "c.featurize": "failed", "d.featurize": "running"}

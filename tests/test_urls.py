@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from jobs.urls import BAD_PORTS, InvalidUrl, canonical_url, doc_id, host_bucket, is_trap, registrable
+from jobs.urls import BAD_PORTS, InvalidUrl, canonical_host, canonical_url, doc_id, host_bucket, is_trap, registrable
 
 TRACKING = ("utm_*", "fbclid", "MC_eid")
 
@@ -34,6 +34,49 @@ def test_a_url_has_one_canonical_form(text: str, href: str, host: str) -> None:
 def test_what_cannot_be_fetched_is_no_url(text: str) -> None:
     with pytest.raises(InvalidUrl):
         canonical_url(text)
+
+
+@pytest.mark.parametrize(
+    ("host", "is_one"),
+    [
+        (".".join(["a" * 63, "b" * 63, "c" * 63, "d" * 61]), True),
+        (".".join(["a" * 63, "b" * 63, "c" * 63, "d" * 61]) + ".:8080", True),
+        (".".join(["a" * 63, "b" * 63, "c" * 63, "d" * 62]), False),
+        ("a" * 64 + ".example", False),
+        ("ü" * 60 + ".example", False),  # 63 characters were it ASCII
+    ],
+)
+def test_a_host_that_no_name_server_can_know_is_none(host: str, is_one: bool) -> None:
+    if is_one:
+        assert canonical_url(f"http://{host}/").host == host
+        return
+    with pytest.raises(InvalidUrl, match=r"is longer than 253, or a part of it than 63 characters"):
+        canonical_url(f"http://{host}/")
+
+
+@pytest.mark.parametrize(
+    ("text", "host"),
+    [
+        (" WWW.Example.COM. ", "www.example.com"),
+        ("bücher.example", "xn--bcher-kva.example"),
+        ("a.example:80", "a.example"),
+        ("a.example:443", "a.example"),
+        ("a.example.:8443", "a.example:8443"),
+        ("127.0.0.1:8080", "127.0.0.1:8080"),
+        ("[2001:DB8::1]:8080", "[2001:db8::1]:8080"),
+    ],
+)
+def test_a_host_has_one_canonical_form(text: str, host: str) -> None:
+    assert canonical_host(text) == host == canonical_host(host)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "https://a.example", "a.example/", "a.example/p", "*.a.example", "me@a.example", "a b", "a.example:22", "::1"],
+)
+def test_what_is_more_or_less_than_a_host_is_none(text: str) -> None:
+    with pytest.raises(InvalidUrl):
+        canonical_host(text)
 
 
 def test_ids_and_buckets_never_change() -> None:
@@ -81,6 +124,19 @@ def test_tracking_parameters_go_and_the_rest_of_the_query_stays_byte_for_byte(qu
     url = canonical_url(f"http://a.example/p{query}#utm_source", drop=TRACKING)
     assert url.href == f"http://a.example/p{left}"
     assert canonical_url(url.href, drop=TRACKING) == url
+
+
+@pytest.mark.parametrize(
+    ("path", "left"),
+    [
+        ("/a;jsessionid=0A1B.node2?x=1", "/a?x=1"),
+        ("/a;JSESSIONID=1;v=2/b;jsessionid", "/a;v=2/b"),
+        ("/a;jsessionid=1?jsessionid=2", "/a"),
+        ("/a;xjsessionid=1;b?", "/a;xjsessionid=1;b?"),
+    ],
+)
+def test_session_ids_go_from_paths_too(path: str, left: str) -> None:
+    assert canonical_url(f"http://a.example{path}", drop=("jsessionid",)).href == f"http://a.example{left}"
 
 
 def test_nothing_is_dropped_unless_it_is_named() -> None:

@@ -100,6 +100,12 @@ def test_a_wave_of_documents_without_a_pause_is_full() -> None:
     assert sums(waves) == [1000] * 9 + [110, 100, 100]
 
 
+def test_hosts_of_one_wave_are_near_each_other_where_that_is_asked_for() -> None:
+    n_documents, near = counts(1, 1, 1, 1, 30), counts(9, 1, 8, 2, 5)
+    first, per_wave = packed(n_documents, counts(10, 10, 10, 10, 10), wave_documents=12, near=near)
+    assert taken(n_documents, first, per_wave) == [[0, 1, 0, 1, 10], [1, 0, 1, 0, 10], [0, 0, 0, 0, 10]]
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_each_document_is_in_one_wave_and_no_wave_is_larger_than_it_may_be_by_more_than_a_host(seed: int) -> None:
     rng = np.random.default_rng(seed)
