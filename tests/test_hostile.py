@@ -40,12 +40,13 @@ SETTINGS = Settings(
     max_connections_per_host=1,
     delay_s=0,
     connect_timeout_s=1,
-    timeout_s=1.5,
+    timeout_s=2,
     max_bytes=CAP,
     max_redirects=2,
     max_attempts=2,
     backoff_s=0.01,
-    round_s=20,
+    round_s=30,
+    n_connections=32,  # few enough that a busy machine answers all of them in time
 )
 PICTURE = jpeg()
 LATER = frozenset(  # what is asked for again by itself where nothing was had before
@@ -649,7 +650,7 @@ def hold(case: Case, seen: Mapping[int, Seen]) -> None:
     assert (None if outcome.found is None else len(outcome.found)) == case.n_found
     assert code(then) == case.then
     if case.code == "timeout" and case.decision == "absent":
-        assert all(1400 < attempt.ms < 3000 for attempt in outcome.attempts)
+        assert all(1900 < attempt.ms < 6000 for attempt in outcome.attempts)
     str(outcome).encode()  # it can be stored
     for asked in site.log:
         assert asked.headers["accept-encoding"] == "identity"
