@@ -8,9 +8,11 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import aiohttp
 import yarl
+from aiohttp.connector import Connection
 
 from jobs.addresses import Dialled, Exemptions, checked_socket, dialled, is_public
 from jobs.outcomes import Failure, Trace, exception_failure, plain
@@ -38,10 +40,21 @@ class Wire:
     packs: Packs | None
 
 
+class _Connector(aiohttp.TCPConnector):
+    """Uses no connection again on which something came that nobody asked for: it would be the next answer."""
+
+    async def _get(self, key: Any, traces: Any) -> Connection | None:
+        while (connection := await super()._get(key, traces)) is not None:
+            if connection.protocol is None or not connection.protocol.should_close:
+                return connection
+            connection.close()
+        return None
+
+
 @asynccontextmanager
 async def opened_session(wire: Wire) -> AsyncIterator[aiohttp.ClientSession]:
     """A session that dials what it may, keeps no cookie, follows no proxy and tries nothing again by itself."""
-    connector = aiohttp.TCPConnector(
+    connector = _Connector(
         limit=0,
         ttl_dns_cache=300,
         socket_factory=checked_socket(wire.exemptions, public=wire.contact is not None),

@@ -669,6 +669,41 @@ def test_a_robots_txt_has_its_meaning_for_all_of_its_host(case: Case, seen: dict
     hold(case, seen)
 
 
+def test_an_answer_that_nobody_asked_for_is_not_taken_for_the_next() -> None:
+    pictures = {path: jpeg(n * 60) for n, path in enumerate(("/a", "/b", "/c"))}
+    pages: dict[str, Answer] = {path: answer(body=picture) for path, picture in pictures.items()}
+    split = raw(answer(body=pictures["/a"]), answer(body=b"<html>split</html>"), pause_s=0.1, ending="keep")
+    with serving({**pages, "/a": split}) as site:
+        settings = replace(SETTINGS, exemptions=parse_exemptions([site.address]), delay_s=0.3)
+        found = asyncio.run(all_of([asked_at(site, path) for path in pictures], settings))
+        assert {urlsplit(one.request.url).path: one.content for one in found} == pictures
+        assert [len(one.attempts) for one in found] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (b'ETag: "1"', '"1"'),
+        (b'ETag: W/"1 \xc3\xa9"', 'W/"1 \u00e9"'),
+        (b'ETag: "1"\r\n X-Evil: 1', '"1" X-Evil: 1'),  # one header in two lines
+        (b'ETag: "1"\rX-Evil: 1', None),
+        (b'ETag: "\x01"', None),
+        (b'ETag: "\x7f\x85"', None),
+        (b'ETag: "1\t2"', None),
+        (b"ETag:", None),
+    ],
+    ids=repr,
+)
+def test_a_tag_goes_back_as_it_came_or_not_at_all(line: bytes, told: str | None) -> None:
+    with serving({"/a": raw(head("200 OK", line, length(len(PICTURE))) + PICTURE, ending="keep")}) as site:
+        settings = replace(SETTINGS, exemptions=parse_exemptions([site.address]))
+        (first,) = asyncio.run(all_of([asked_at(site, "/a")], settings))
+        tag = first.attempts[-1].etag
+        (again,) = asyncio.run(all_of([asked_at(site, "/a", was_had=True, media_id="0" * 64, etag=tag)], settings))
+        assert code(again) == code(first)
+        assert site.log[-1].headers.get("if-none-match") == told and "x-evil" not in site.log[-1].headers
+
+
 def test_the_tables_are_no_smaller_than_they_were() -> None:
     assert len(ANSWERS) >= 150 and len(ROBOTS) >= 55
 
