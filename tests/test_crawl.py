@@ -19,6 +19,7 @@ from jobs.crawl_report import crawl_report
 from jobs.lake import Lake, append, open_lake, read
 from jobs.runs import Run
 from jobs.sources import SourceError, row_sighting
+from jobs.urls import host_bucket
 from schemas import DOCUMENTS, FETCHES, HOSTS, MEDIA, TAKEDOWNS
 from tests import archive_files as archives
 from tests import rows
@@ -492,7 +493,8 @@ def test_a_host_has_a_budget_of_pages_and_any_page_may_refuse_what_it_shows(spar
     source = {"name": "cats", "kind": "site", "start": ["http://a.example/"], "max_pages": 3}
     config = load_config((), (), {"crawl": {"sources": [source], "contact": "me@example.com"}})
     part = crawl.site_of(config.crawl.sources[0]).part
-    known = rows.document("known", host="a.example", source="cats", media_id=None, media_type="page", depth=1)
+    place = {"host": "a.example", "host_bucket": host_bucket("a.example"), "source": "cats"}
+    known = rows.document("known", **place, media_id=None, media_type="page", depth=1)
     append(frame_of(spark, DOCUMENTS, [known]), lake, DOCUMENTS)
     links = [
         row_sighting({"url": f"http://{host}.example/{n}"}, part, held=page_at(n)) for host in "ab" for n in range(5)

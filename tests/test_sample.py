@@ -217,7 +217,7 @@ def test_a_shard_that_was_cut_short_is_no_lake_and_nothing_is_written_over(
         begin_shard(spark, small, f"{small.uri}/shard")
     nothing = begin_shard(spark, small, str(tmp_path / "nothing"))
     with pytest.raises(
-        ConfigError, match=r"no document is in the sample: --fraction 1 of 13 documents, --error storage"
+        ConfigError, match=r"no document is in the sample: --fraction 1 of 14 documents, --error storage"
     ):
         cut(spark, small, nothing, replace(ALL, errors=["storage"]), run_id="s.sample", progress=lambda text: None)
 
