@@ -326,7 +326,7 @@ async def fetch_all(
     handover: Handover[Outcome | HostState],
     requests: Iterable[Request],
     settings: Settings,
-    known: Iterable[HostState],
+    known: Iterable[HostState] = (),
 ) -> None:
     """`fetch` in an event loop: what comes goes to `handover`."""
     files: deque[Request] = deque()
