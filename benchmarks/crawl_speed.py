@@ -180,9 +180,26 @@ def job_row(folder: Path, hosts: Sequence[str], n_images: int = N_JOB) -> Row:
             "before_the_first_wave_s": round(first_wave - started, 1),
             "from_the_first_wave_s": round(ended - first_wave, 1),
             "images_per_s_of_all": round(n_images / (ended - started), 1),
-            "said": json.loads(done.stdout.strip().splitlines()[-1]),
+            **shares_of(steps, ended, n_images),
+            "said": json.loads(done.stdout.strip().splitlines()[-1])["message"].split(";")[0],
         },
     )
+
+
+def shares_of(steps: Sequence[tuple[float, str]], ended: float, n_images: int) -> dict[str, object]:
+    """Where the seconds from the first wave on go, of a run of one wave: to fetch and stage it, to commit it, the rest."""
+    first_wave = min(at for at, said in steps if said.startswith("crawling"))
+    fetched = max(at for at, said in steps if said == "fetched")
+    measuring = min(at for at, said in steps if said == "measuring")
+    reporting = min(at for at, said in steps if said == "writing the report")
+    return {
+        "fetch_and_stage_s": round(fetched - first_wave, 1),
+        "commit_s": round(measuring - fetched, 1),
+        "measure_s": round(reporting - measuring, 1),
+        "report_and_end_s": round(ended - reporting, 1),
+        "images_per_s_of_waves": round(n_images / (measuring - first_wave), 1),
+        "images_per_s_fetched_and_staged": round(n_images / (fetched - first_wave), 1),
+    }
 
 
 def steps_of(log: str) -> list[tuple[float, str]]:
