@@ -187,7 +187,7 @@ def job_row(folder: Path, hosts: Sequence[str], n_images: int = N_JOB) -> Row:
 
 
 def shares_of(steps: Sequence[tuple[float, str]], ended: float, n_images: int) -> dict[str, object]:
-    """Where the seconds from the first wave on go, of a run of one wave: to fetch and stage it, to commit it, the rest."""
+    """Where the seconds from the first wave on go, of a run of one wave: fetched and staged, committed, the rest."""
     first_wave = min(at for at, said in steps if said.startswith("crawling"))
     fetched = max(at for at, said in steps if said == "fetched")
     measuring = min(at for at, said in steps if said == "measuring")
