@@ -129,7 +129,8 @@ def test_a_shard_stands_alone_and_its_readers_see_what_they_would(
 
     whole = begin_shard(spark, small, str(tmp_path / "whole"))
     hashed = replace(ALL, hashed=["url", "page_url"])
-    cut(spark, small, whole, hashed, run_id="s.sample", progress=lambda text: None)
+    made = cut(spark, small, whole, hashed, run_id="s.sample", progress=lambda text: None)
+    assert made.doc_id == rows.document(small_lake.NAMES[1])["doc_id"], "a page comes first, and has nothing to explain"
     assert open_lake(spark, whole.uri, create=False) == whole
     assert ids_of(spark, whole) == ids_of(spark, small)
     assert broken_rules(spark, whole) == strangers(spark, whole) == {}
@@ -217,7 +218,7 @@ def test_a_shard_that_was_cut_short_is_no_lake_and_nothing_is_written_over(
         begin_shard(spark, small, f"{small.uri}/shard")
     nothing = begin_shard(spark, small, str(tmp_path / "nothing"))
     with pytest.raises(
-        ConfigError, match=r"no document is in the sample: --fraction 1 of 13 documents, --error storage"
+        ConfigError, match=r"no document is in the sample: --fraction 1 of 14 documents, --error storage"
     ):
         cut(spark, small, nothing, replace(ALL, errors=["storage"]), run_id="s.sample", progress=lambda text: None)
 
