@@ -179,7 +179,7 @@ def test_the_demo_holds_every_document_and_each_planted_fault(made: dict[str, An
 
 @pytest.mark.spark
 def test_a_second_demo_adds_nothing(lake: Path, port: int) -> None:
-    before = {name: len(rows(lake, name, "media_id")) for name in ("media", "frames", "features")}
+    before = {name: len(rows(lake, name, "media_id")) for name in ("media", "frames", "features", "documents")}
     assert demo(lake, port, "golden=[]", "evaluate.golden=[]")["status"] == "accepted"
     assert {name: len(rows(lake, name, "media_id")) for name in before} == before
 
