@@ -25,7 +25,7 @@ class Settings:
     n_urls: int = 10**7
     seed: int = 7
     run_s: float = 86400.0
-    round_s: float = 1800.0
+    round_s: float = 600.0
     commit_s: float = 30.0  # from the end of one wave to the begin of the next
     task_documents: int = 15_000  # wave_documents / tasks
     urls_per_task: int = 625_000

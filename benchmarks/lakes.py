@@ -118,7 +118,7 @@ def backfill() -> dict[str, object]:
     from jobs.work import Selection
     from schemas import FEATURES, MEDIA
 
-    spark = _session()
+    spark = session()
     with fresh_lake(spark, "backfill", N_IMAGES) as lake:
         root = Path(lake.uri.removeprefix("file://"))
         featurize(spark, lake, [ready("mean")], "first", Selection())  # frames and thumbnails are there already
@@ -149,7 +149,7 @@ def whole_run(n_images: int, variant: str) -> dict[str, object]:
     from jobs.work import Selection
 
     started = time.perf_counter()
-    spark = _session()
+    spark = session()
     session_s = time.perf_counter() - started
     for name, n in (("warm-up", N_IMAGES), ("whole", n_images)):
         with fresh_lake(spark, name, n) as lake:
@@ -158,7 +158,8 @@ def whole_run(n_images: int, variant: str) -> dict[str, object]:
     return {"session_s": session_s, **spent}
 
 
-def _session() -> SparkSession:
+def session() -> SparkSession:
+    """A session on the benchmark's cores."""
     from jobs.config import Spark
     from jobs.session import spark_session
 

@@ -58,6 +58,10 @@ def _options_of_all(
 
 @app.command()
 def crawl(
+    retry_error: Annotated[
+        list[str] | None,
+        typer.Option("--retry-error", help="Final error whose documents to try again, such as not_media."),
+    ] = None,
     lake: LakeOption = None, conf: ConfOption = None, set_: SetOption = None, run_id: RunIdOption = None,
     json_: JsonOption = False, debug: DebugOption = False,
 ) -> None:  # fmt: skip
@@ -66,7 +70,8 @@ def crawl(
     def action() -> Ending:
         from jobs.run import run_jobs
 
-        return run_jobs(common_of(lake, conf, set_, run_id, json_, debug), ["crawl"])
+        retried = {"retry_errors": retry_error} if retry_error else None
+        return run_jobs(common_of(lake, conf, set_, run_id, json_, debug, crawl=retried), ["crawl"])
 
     conclude("crawl", debug, json_, action)
 

@@ -99,7 +99,7 @@ class Crawl(_Section):
     opt_outs: tuple[str, ...]
     recrawl: Recrawl
     retry_errors: tuple[str, ...] = ()
-    wave_documents: int = Field(ge=1)
+    wave_documents: int | None = Field(default=None, ge=1)
     max_hours: float = Field(gt=0)
 
     @field_validator("opt_outs")

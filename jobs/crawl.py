@@ -26,6 +26,7 @@ from jobs.sources import SourceError, check_source, sightings
 from jobs.takedowns import read_takedowns
 from jobs.urls import InvalidUrl, canonical_url, doc_id
 from schemas import DOCUMENTS, FETCHES, HOSTS, MEDIA
+from schemas.errors import ErrorCode, stage_of
 from schemas.table import schema_ddl
 
 if TYPE_CHECKING:
@@ -60,6 +61,9 @@ def settings_of(crawl: Crawl) -> Settings:
     contact = crawl.contact.strip() if crawl.contact else None
     if contact is not None and not (contact.isascii() and contact.isprintable() and ("@" in contact or "/" in contact)):
         raise ConfigError(f"crawl.contact = {crawl.contact!r} is not an e-mail address or URL")
+    codes = sorted(code for code in ErrorCode if stage_of(code) == "fetch")
+    if unknown := sorted(set(crawl.retry_errors) - set(codes)):
+        raise ConfigError(f"crawl.retry_errors: {unknown[0]!r} is not one of {', '.join(codes)}")
     return Settings(
         sites={source.name: site_of(source) for source in crawl.sources if source.kind == "site"},
         contact=contact,

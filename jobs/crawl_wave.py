@@ -225,7 +225,8 @@ def new_media(staged: DataFrame, media: DataFrame) -> DataFrame:
     from pyspark.sql import functions as F
 
     ids = staged.where("media_id IS NOT NULL").groupBy("media_id").agg(F.min("doc_id").alias("doc_id"))
-    new = ids.join(media.select("media_id"), on="media_id", how="left_anti")
+    known = media.select("media_id").join(F.broadcast(ids.select("media_id")), on="media_id", how="left_semi")
+    new = ids.join(known, on="media_id", how="left_anti")  # in two steps: the ids of all media are read, not shuffled
 
     def rows(staged: DataFrame) -> DataFrame:
         found = staged.join(F.broadcast(new), on=["media_id", "doc_id"], how="left_semi")

@@ -6,22 +6,25 @@ import asyncio
 import ipaddress
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import aiohttp
 import yarl
+from aiohttp.connector import Connection
 
 from jobs.addresses import Dialled, Exemptions, checked_socket, dialled, is_public
-from jobs.outcomes import REDIRECTS, Failure, Trace, exception_failure, plain
+from jobs.outcomes import Failure, Trace, exception_failure, plain
 from jobs.packs import Body, Packs, StorageFailed
 from jobs.robots import AGENT
-from jobs.urls import Url
+from jobs.urls import InvalidUrl, Url, canonical_url
 
 LARGE_BYTES = 4 << 20  # a body above waits for one of N_LARGE places, which bounds memory and spool of a task
 LEAST_BYTES_PER_S = 1 << 20  # of such a body: it may take so much longer than the time of a request
 N_LARGE = 2
 DRAINED_BYTES = 16 << 10  # an unwanted body up to this is read, so that its connection can be used again
+DRAIN_S = 1.0  # for no longer than this: a new connection costs less
 MEDIA_TYPES = "image/*, video/*"
 Refuse = Callable[[aiohttp.ClientResponse], Failure | None]  # why not to read a body, from status and headers
 
@@ -37,10 +40,21 @@ class Wire:
     packs: Packs | None
 
 
+class _Connector(aiohttp.TCPConnector):
+    """Uses no connection again on which something came that nobody asked for: it would be the next answer."""
+
+    async def _get(self, key: Any, traces: Any) -> Connection | None:
+        while (connection := await super()._get(key, traces)) is not None:
+            if connection.protocol is None or not connection.protocol.should_close:
+                return connection
+            connection.close()
+        return None
+
+
 @asynccontextmanager
 async def opened_session(wire: Wire) -> AsyncIterator[aiohttp.ClientSession]:
     """A session that dials what it may, keeps no cookie, follows no proxy and tries nothing again by itself."""
-    connector = aiohttp.TCPConnector(
+    connector = _Connector(
         limit=0,
         ttl_dns_cache=300,
         socket_factory=checked_socket(wire.exemptions, public=wire.contact is not None),
@@ -70,6 +84,14 @@ def refused_literal(url: Url, wire: Wire) -> str | None:
     return f"{address} port {parsed.port} is not public"
 
 
+def location(trace: Trace, url: Url) -> Url:
+    """Where the redirect that a URL was answered with leads. Raises InvalidUrl."""
+    there = trace.headers.get("location")
+    if not there:  # an empty one would lead to the URL itself
+        raise InvalidUrl(f"HTTP {trace.http_status} without Location")
+    return canonical_url(there, url.href)
+
+
 class Exchanges:
     """The exchanges of one session, which share the places for large bodies."""
 
@@ -90,7 +112,7 @@ class Exchanges:
         """The body of one answer, redirects not followed; its facts go to `trace`. Raises Failure, StorageFailed.
 
         `refuse` looks at status and headers before the body is read, and `answered` is told that they are there. More
-        than `max_bytes` may come back. The caller closes the body.
+        than `max_bytes` may come back, and nothing of an answer other than 2xx. The caller closes the body.
         """
         trace.final_url, trace.http_status, trace.headers = url.href, None, {}  # of this hop, not of the one before
         trace.n_requests += 1
@@ -115,14 +137,13 @@ class Exchanges:
         self, response: aiohttp.ClientResponse, trace: Trace, deadline: asyncio.Timeout, max_bytes: int, refuse: Refuse
     ) -> Body:
         trace.http_status = response.status
-        trace.headers = {name.lower(): plain(", ".join(response.headers.getall(name))) for name in response.headers}
+        said = {name.lower(): dict.fromkeys(response.headers.getall(name)) for name in response.headers}
+        trace.headers = {name: plain(", ".join(values)) for name, values in said.items()}
         refused = refuse(response)
-        if refused is None and response.status not in REDIRECTS:
+        if refused is None and 200 <= response.status < 300:
             return await self._read(response, trace, deadline, max_bytes)
-        if response.content_length is not None and response.content_length <= DRAINED_BYTES:
-            await response.read()
-        else:
-            response.close()
+        deadline.reschedule(None)  # status and headers say all, however the rest arrives
+        await _drain(response)
         if refused is not None:
             raise refused
         return Body()
@@ -155,6 +176,20 @@ class Exchanges:
         await self._large.acquire()
         body.closing.callback(self._large.release)
         deadline.reschedule(now() + left_s)
+
+
+async def _drain(response: aiohttp.ClientResponse) -> None:
+    """Read a body that nobody wants; a large, slow or broken one costs its connection, and no more."""
+    n_bytes = 0
+    with suppress(Exception):
+        async with asyncio.timeout(DRAIN_S):
+            # In chunks: all at once would be decompressed without a limit.
+            while max(n_bytes, response.content_length or 0) <= DRAINED_BYTES:
+                if not (chunk := await response.content.readany()):
+                    break
+                n_bytes += len(chunk)
+    if not response.content.at_eof():
+        response.close()
 
 
 def _when(deadline: asyncio.Timeout) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 
 import aiohttp
 
-from jobs.exchange import Exchanges, Refuse, Wire, opened_session, refused_literal
+from jobs.exchange import Exchanges, Refuse, Wire, location, opened_session, refused_literal
 from jobs.fetch_settings import Settings
 from jobs.files import read_all
 from jobs.hosts import Counted, HostState, restore, state_of
@@ -172,7 +172,7 @@ class _Crawler:
         Raises Failure, StorageFailed, _Moved, _Unchanged.
         """
         told = (("If-None-Match", request.etag), ("If-Modified-Since", request.last_modified))
-        known = {name: value for name, value in told if value and request.was_had}
+        known = {name: value for name, value in told if value and value.isprintable() and request.was_had}
         conditions: dict[str, str] = {}
         max_bytes = min(self.settings.max_bytes, MAX_BYTES.get(request.expects or "", self.settings.max_bytes))
         accept = {"Accept": PAGE_TYPES} if request.expects is not None else {}
@@ -219,7 +219,7 @@ class _Crawler:
                     raise too_large("the body", max_bytes)
                 return body
             try:
-                url = canonical_url(trace.headers.get("location", ""), url.href)
+                url = location(trace, url)
             except InvalidUrl as e:
                 raise Failure(ErrorCode.REDIRECT_REFUSED, str(e)) from e
             if (reason := self.settings.taken_down.of_url(doc_id(url.href), url.host)) is not None:

@@ -33,6 +33,8 @@ DESCRIPTION = ("page_url", "page_title", "caption", "license")
 PART_ORDINALS = 100_000  # of what is held in folders and archives, numbered by one task: one cannot number a billion
 REFUSAL = ("opted_out", "opted_out_by")
 DUE_ORDINAL = 1 << 62  # of what is due of sites: after all that sources show
+# Of a wave, for each task: with a fifth of it waves end before all of their round is used (row C2 of benchmarks/).
+TASK_DOCUMENTS = 15_000
 PART_SHIFT = 40  # an ordinal is the number of the source's part and the place in it
 # What is known of a document when it is fetched, and where: a redirect may have led to another host.
 KNOWN = pa.schema(
@@ -115,7 +117,8 @@ def stage_plan(
     else:
         seen = stage_sightings(spark, config, f"{lake.staging(run.run_id)}/sightings")
         if sites := [source for source in config.crawl.sources if source.kind == "site"]:
-            seen = seen.unionByName(known_as_seen(spark, lake, sites, until))
+            asked = F.col("error.code").isin(list(config.crawl.retry_errors))
+            seen = seen.unionByName(known_as_seen(spark, lake, sites, until | F.coalesce(asked, F.lit(False))))
     return stage_actions(spark, lake, config, run, span, seen, f"plan-{generation}")
 
 
@@ -244,7 +247,13 @@ def stage_waves(
     to_fetch = found.filter(pa.compute.equal(found["action"], "fetch")).sort_by(
         [("fetch_host", "ascending"), ("part", "ascending")]
     )
-    places = hosts_in_waves(to_fetch, crawl_delays(spark, lake, to_fetch), config)
+    places = hosts_in_waves(
+        to_fetch,
+        crawl_delays(spark, lake, to_fetch),
+        delay_s=config.crawl.delay_s,
+        round_s=config.crawl.round_s,
+        wave_documents=config.crawl.wave_documents or TASK_DOCUMENTS * spark.sparkContext.defaultParallelism,
+    )
     where = spark.createDataFrame(places)
     order = Window.partitionBy("fetch_host", "part").orderBy(F.desc("priority"), "has_failed", "ordinal")
     fetched = actions.where("action = 'fetch'").join(where, on=["fetch_host", "part"], how="inner")
@@ -267,20 +276,22 @@ def crawl_delays(spark: SparkSession, lake: Lake, found: pa.Table) -> Mapping[st
     return {row["host"]: row["crawl_delay_s"] for row in rows}
 
 
-def hosts_in_waves(found: pa.Table, delays_s: Mapping[str, float], config: Config) -> pa.Table:
+def hosts_in_waves(
+    found: pa.Table, delays_s: Mapping[str, float], *, delay_s: float, round_s: float, wave_documents: int
+) -> pa.Table:
     """For each (fetch_host, part), sorted, with its number of `rows`: what numbers its documents and their waves.
 
     What is held in folders and archives has no host and owes no pause.
     """
-    crawl, rows, encoded = config.crawl, np.asarray(found["rows"], np.int64), found["fetch_host"].dictionary_encode()
+    rows, encoded = np.asarray(found["rows"], np.int64), found["fetch_host"].dictionary_encode()
     names = encoded.combine_chunks()  # sorted, so the codes are too
     hosts, index = names.dictionary.to_pylist(), names.indices.to_numpy()
     n_documents = np.bincount(index, weights=rows, minlength=len(hosts)).astype(np.int64)
-    pauses = np.array([max(crawl.delay_s, delays_s.get(host, 0.0)) if host else 0.0 for host in hosts], np.float64)
-    limits = per_round(pauses, round_s=crawl.round_s, wave_documents=crawl.wave_documents)
+    pauses = np.array([max(delay_s, delays_s.get(host, 0.0)) if host else 0.0 for host in hosts], np.float64)
+    limits = per_round(pauses, round_s=round_s, wave_documents=wave_documents)
     # Documents lie by the bucket of their host: hosts of near buckets in one wave, so that its MERGE touches few files.
     near = np.array([host_bucket(host) for host in hosts], np.int64)
-    first, per_wave = packed(n_documents, limits, wave_documents=crawl.wave_documents, near=near)
+    first, per_wave = packed(n_documents, limits, wave_documents=wave_documents, near=near)
     before = np.cumsum(rows) - rows
     start = before - before[np.searchsorted(index, index)]
     return pa.table(

@@ -183,8 +183,10 @@ def _http_date(value: str) -> datetime:
 
 def status_code(status: int) -> ErrorCode | None:
     """The error an HTTP status stands for, None for success and redirects that can be followed."""
-    if 200 <= status < 300 or status in REDIRECTS:
+    if (200 <= status < 300 and status != 206) or status in REDIRECTS:
         return None
+    if status == 206:  # a part, though the whole was asked for
+        return ErrorCode.HTTP_SERVER_ERROR
     named = {404: ErrorCode.NOT_FOUND, 410: ErrorCode.NOT_FOUND, 408: ErrorCode.TIMEOUT, 429: ErrorCode.RATE_LIMITED}
     if status in named:
         return named[status]

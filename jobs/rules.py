@@ -11,7 +11,7 @@ from typing import Any
 
 import aiohttp
 
-from jobs.exchange import Refuse
+from jobs.exchange import Refuse, location
 from jobs.hosts import HostState, is_fresh
 from jobs.outcomes import REDIRECTS, Failure, Trace, status_failure
 from jobs.packs import Body
@@ -112,6 +112,8 @@ class Rules:
 
     async def _asked(self, url: Url, leave: Leave) -> Robots:
         def refuse(response: aiohttp.ClientResponse) -> Failure | None:
+            if response.status < 200 or response.status in (206, 304):
+                return Failure(ErrorCode.HTTP_SERVER_ERROR, f"HTTP {response.status}, which nobody asked for")
             return status_failure(response) if response.status >= 500 or response.status == 429 else None
 
         # Across hosts too, as the RFC asks: the one exchange with a host that another task may be asking.
@@ -121,7 +123,7 @@ class Rules:
                 text = body.read()[: MAX_ROBOTS_BYTES + 1]
             if trace.http_status in REDIRECTS:
                 try:
-                    url = canonical_url(trace.headers.get("location", ""), url.href)
+                    url = location(trace, url)
                 except InvalidUrl:
                     return ABSENT
             else:

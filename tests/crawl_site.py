@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import io
+import math
+import socket
+import ssl
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -16,7 +19,7 @@ Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter, "Asked"], Awaita
 Answer = bytes | Handler | list["bytes | Handler"]  # a list answers in turn, its last for ever
 
 
-@dataclass(frozen=True)
+@dataclass
 class Asked:
     """One request as the server saw it."""
 
@@ -24,19 +27,22 @@ class Asked:
     headers: Mapping[str, str]
     at_s: float
     n_open: int  # connections open at that moment, this one included
+    begun_s: float = math.inf  # when the first byte of the answer was written
 
 
 @dataclass
 class Site:
     """A running server: where it is and what it was asked."""
 
+    ip: str = "127.0.0.1"
     port: int = 0
     log: list[Asked] = field(default_factory=list)
+    n_open: int = 0  # connections
 
     @property
     def address(self) -> str:
         """Address and port as `crawl.allow_addresses` takes them."""
-        return f"127.0.0.1:{self.port}"
+        return f"{self.ip}:{self.port}"
 
     def url(self, path: str) -> str:
         """The URL of a path."""
@@ -61,43 +67,37 @@ def jpeg(shade: int = 0, width: int = 20, height: int = 10) -> bytes:
     return file.getvalue()
 
 
-@contextmanager
-def serving(pages: Mapping[str, Answer]) -> Iterator[Site]:
-    """Serve `pages`, path to answer, on a free loopback port; any other path is 404."""
-    site, loop, ready = Site(), asyncio.new_event_loop(), threading.Event()
-    n_asked: dict[str, int] = {}
-    n_open = 0
+async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, asked: Asked) -> None:
+    """No answer until the client gives up."""
+    await reader.read()
 
-    async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal n_open
-        n_open += 1
-        try:
-            while line := await reader.readline():
-                path = line.split()[1].decode()
-                headers = {}
-                while (header := await reader.readline()).strip():
-                    name, _, value = header.decode().partition(":")
-                    headers[name.lower()] = value.strip()
-                asked = Asked(path, headers, time.monotonic(), n_open)
-                site.log.append(asked)
-                found = pages.get(path, answer("404 Not Found"))
-                if isinstance(found, list):
-                    n_asked[path] = n_asked.get(path, 0) + 1
-                    found = found[min(n_asked[path], len(found)) - 1]
-                if isinstance(found, bytes):
-                    writer.write(found)
-                    await writer.drain()
-                else:
-                    await found(reader, writer, asked)
-        except (ConnectionError, asyncio.CancelledError):
-            pass
-        finally:
-            n_open -= 1
-            writer.close()
+
+async def reset(_: asyncio.StreamReader, writer: asyncio.StreamWriter, asked: Asked) -> None:
+    """A connection that is reset."""
+    sock = writer.get_extra_info("socket")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    raise ConnectionResetError
+
+
+@contextmanager
+def serving(pages: Mapping[str, Answer], ip: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> Iterator[Site]:
+    """Serve `pages`, path to answer, on a free port of a loopback address; any other path is 404."""
+    with serving_all([(ip, pages)], tls) as (site,):
+        yield site
+
+
+@contextmanager
+def serving_all(
+    sites: Sequence[tuple[str, Mapping[str, Answer]]], tls: ssl.SSLContext | None = None
+) -> Iterator[list[Site]]:
+    """Serve the pages of several sites, each on a free port of its loopback address, in one thread."""
+    loop, ready = asyncio.new_event_loop(), threading.Event()
+    running = [Site(ip) for ip, _ in sites]
 
     async def serve() -> None:
-        server = await asyncio.start_server(connection, "127.0.0.1", 0)
-        site.port = server.sockets[0].getsockname()[1]
+        for site, (_, pages) in zip(running, sites, strict=True):
+            server = await asyncio.start_server(_connection(site, pages), site.ip, 0, ssl=tls)
+            site.port = server.sockets[0].getsockname()[1]
         ready.set()
 
     def run() -> None:
@@ -112,7 +112,51 @@ def serving(pages: Mapping[str, Answer]) -> Iterator[Site]:
     thread.start()
     ready.wait(10)
     try:
-        yield site
+        yield running
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join(10)
+
+
+def _connection(
+    site: Site, pages: Mapping[str, Answer]
+) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
+    n_asked: dict[str, int] = {}
+
+    async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        site.n_open += 1
+        write = writer.write
+        try:
+            while line := await reader.readline():
+                path = line.split()[1].decode()
+                headers = {}
+                while (header := await reader.readline()).strip():
+                    name, _, value = header.decode().partition(":")
+                    headers[name.lower()] = value.strip()
+                asked = Asked(path, headers, time.monotonic(), site.n_open)
+                site.log.append(asked)
+                writer.write = _noted(write, asked)  # type: ignore[method-assign]
+                found = pages.get(path, answer("404 Not Found"))
+                if isinstance(found, list):
+                    n_asked[path] = n_asked.get(path, 0) + 1
+                    found = found[min(n_asked[path], len(found)) - 1]
+                if isinstance(found, bytes):
+                    writer.write(found)
+                    await writer.drain()
+                else:
+                    await found(reader, writer, asked)
+        except (OSError, asyncio.CancelledError):
+            pass
+        finally:
+            site.n_open -= 1
+            writer.close()
+
+    return connection
+
+
+def _noted(write: Callable[[bytes], None], asked: Asked) -> Callable[[bytes], None]:
+    def noting(data: bytes) -> None:
+        asked.begun_s = min(asked.begun_s, time.monotonic())
+        write(data)
+
+    return noting

@@ -82,6 +82,11 @@ PUBLIC = """
 """
 
 
+def test_the_tables_are_no_smaller_than_they_were() -> None:
+    assert len({a for group in NOT_PUBLIC.values() for a in group.split()}) >= 150
+    assert len(set(PUBLIC.split())) >= 45 and len({*NUMBERS.split(), *TRICKS}) >= 165
+
+
 @pytest.mark.parametrize("address", [a for group in NOT_PUBLIC.values() for a in group.split()])
 def test_an_address_of_no_public_host_is_refused(address: str) -> None:
     assert not is_public(ip_address(address))

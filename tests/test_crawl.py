@@ -19,6 +19,7 @@ from jobs.crawl_report import crawl_report
 from jobs.lake import Lake, append, open_lake, read
 from jobs.runs import Run
 from jobs.sources import SourceError, row_sighting
+from jobs.urls import host_bucket
 from schemas import DOCUMENTS, FETCHES, HOSTS, MEDIA, TAKEDOWNS
 from tests import archive_files as archives
 from tests import rows
@@ -261,6 +262,7 @@ def test_what_is_wrong_with_a_configuration_is_said_before_spark_starts(tmp_path
     assert "more than once" in refused(contact="me@example.com", sources=[*good["sources"], *good["sources"]])
     assert "not one IP address with a port" in refused(allow_addresses=["127.0.0.1"])
     assert "not an e-mail address or URL" in refused(contact="me@example.com\r\nX: y")
+    assert "crawl.retry_errors: 'no_media' is not one of blocked_address, " in refused(retry_errors=["no_media"])
     missing = {"name": "photos", "kind": "folder", "uri": str(tmp_path / "none")}
     with pytest.raises(SourceError, match=r"source photos: .*none is not a folder"):
         crawl.validate(load_config((), (), {"crawl": {**good, "sources": [missing]}}))
@@ -491,7 +493,8 @@ def test_a_host_has_a_budget_of_pages_and_any_page_may_refuse_what_it_shows(spar
     source = {"name": "cats", "kind": "site", "start": ["http://a.example/"], "max_pages": 3}
     config = load_config((), (), {"crawl": {"sources": [source], "contact": "me@example.com"}})
     part = crawl.site_of(config.crawl.sources[0]).part
-    known = rows.document("known", host="a.example", source="cats", media_id=None, media_type="page", depth=1)
+    place = {"host": "a.example", "host_bucket": host_bucket("a.example"), "source": "cats"}
+    known = rows.document("known", **place, media_id=None, media_type="page", depth=1)
     append(frame_of(spark, DOCUMENTS, [known]), lake, DOCUMENTS)
     links = [
         row_sighting({"url": f"http://{host}.example/{n}"}, part, held=page_at(n)) for host in "ab" for n in range(5)

@@ -1,4 +1,4 @@
-"""The fetcher against real sockets: every way a server can answer has one expected outcome."""
+"""The fetcher against real sockets: what it keeps, whom it leaves alone and when it asks again."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from jobs.outcomes import Outcome, Recrawl, Request, finished, retry_after_s
 from jobs.taken_down import Takedowns
 from jobs.urls import canonical_url, doc_id
 from schemas.errors import ErrorCode, error
-from tests.crawl_site import Answer, Asked, Site, answer, jpeg, serving
+from tests.crawl_site import Answer, Asked, Site, answer, jpeg, reset, serving
 
 SETTINGS = Settings(
     contact=None,
@@ -68,91 +68,6 @@ def code(outcome: Outcome) -> str | None:
 def one(pages: dict[str, Answer], path: str = "/a", **changed: Any) -> Outcome:
     with serving(pages) as site:
         return crawled(site, [path], **changed)[path]
-
-
-async def _sleep(*_: Any) -> None:
-    await asyncio.sleep(5)
-
-
-async def _drip(_: Any, writer: asyncio.StreamWriter, asked: Asked) -> None:
-    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n")
-    for _ in range(100):
-        writer.write(b"x")
-        await writer.drain()
-        await asyncio.sleep(0.1)
-
-
-async def _endless(_: Any, writer: asyncio.StreamWriter, asked: Asked) -> None:
-    writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
-    while True:
-        writer.write(b"x" * 4096)
-        await writer.drain()
-
-
-async def _reset(_: Any, writer: asyncio.StreamWriter, asked: Asked) -> None:
-    sock = writer.get_extra_info("socket")
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-    raise ConnectionResetError
-
-
-async def _cut(_: Any, writer: asyncio.StreamWriter, asked: Asked) -> None:
-    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n" + jpeg())
-    await writer.drain()
-    raise ConnectionResetError
-
-
-@pytest.mark.parametrize(
-    ("page", "expected", "n_attempts"),
-    [
-        (answer(body=jpeg()), None, 1),
-        (answer(body=jpeg(), Content_Type="text/html"), None, 1),
-        (answer("203 Transformed", body=jpeg()), None, 1),
-        (answer(), "empty", 1),
-        (answer("204 No Content"), "empty", 1),
-        (answer(body=b"<html>no</html>", Content_Type="image/jpeg"), "not_media", 1),
-        (answer(body=b'{"error": "no"}'), "not_media", 1),
-        (answer(body=b'<svg xmlns="http://www.w3.org/2000/svg"/>'), "unsupported_format", 1),
-        (answer(body=b"%PDF-1.7 ..."), "unsupported_format", 1),
-        (answer(body=bytes(range(256)) * 3), "unsupported_format", 1),
-        (answer("403 Forbidden"), "http_client_error", 1),
-        (answer("404 Not Found"), "not_found", 1),
-        (answer("410 Gone"), "not_found", 1),
-        (answer("300 Multiple Choices"), "redirect_refused", 1),
-        (answer("304 Not Modified"), "redirect_refused", 1),  # to a request without conditions
-        (answer("302 Found"), "redirect_refused", 1),
-        (answer("302 Found", Location="ftp://127.0.0.1/x"), "redirect_refused", 1),
-        (answer("302 Found", Location="http://user:password@127.0.0.1/x"), "redirect_refused", 1),
-        (answer("302 Found", Location="/a"), "redirect_refused", 1),
-        (answer("302 Found", Location="http://10.0.0.1/x"), "blocked_address", 1),
-        (answer("302 Found", Location="http://127.0.0.1:65001/x"), "blocked_address", 1),
-        (answer("302 Found", Location="http://[::ffff:127.0.0.1]:65001/x"), "blocked_address", 1),
-        (answer("302 Found", Location="http://2130706433:65001/x"), "blocked_address", 1),
-        (answer("429 Too Many Requests"), "rate_limited", 2),
-        (answer("500 Internal Server Error"), "http_server_error", 2),
-        ([answer("503 Service Unavailable"), answer(body=jpeg())], None, 2),
-        (answer(body=b"x" * 10_001), "too_large", 1),
-        (answer(body=jpeg(), X_Robots_Tag="noai"), "opted_out", 1),
-        (answer(body=jpeg(), X_Robots_Tag="otherbot: noai"), None, 1),
-        (answer(body=jpeg(), TDM_Reservation="1"), "opted_out", 1),
-        (b"nonsense\r\n\r\n", "connection_failed", 2),
-        (b"HTTP/1.1 200 OK\r\nX: " + b"y" * 100_000 + b"\r\n\r\n", "connection_failed", 2),
-        (_reset, "connection_failed", 2),
-        (_cut, "connection_failed", 2),
-        (_endless, "too_large", 1),
-    ],
-)
-def test_each_answer_has_its_outcome_and_its_attempts(page: Answer, expected: str | None, n_attempts: int) -> None:
-    outcome = one({"/a": page})
-    assert (code(outcome), len(outcome.attempts)) == (expected, n_attempts)
-    assert outcome.attempts[-1].error == outcome.error
-    assert outcome.opted_out == (expected == "opted_out")
-    assert all(attempt.bytes <= SETTINGS.max_bytes for attempt in outcome.attempts)
-
-
-@pytest.mark.parametrize("page", [_sleep, _drip])
-def test_a_server_that_is_slow_as_a_whole_is_a_timeout_however_steadily_it_drips(page: Answer) -> None:
-    outcome = one({"/a": page}, timeout_s=0.4, max_attempts=1)
-    assert code(outcome) == "timeout" and 300 < outcome.attempts[0].ms < 3000
 
 
 def test_an_attempt_keeps_what_the_answer_said() -> None:
@@ -202,28 +117,6 @@ def test_what_robots_txt_forbids_is_never_asked_for_and_it_is_asked_for_once() -
         assert accepted["/a"].startswith("image/*")
 
 
-@pytest.mark.parametrize(
-    ("robots", "expected", "decision"),
-    [
-        (answer("404 Not Found"), None, "absent"),
-        (answer("403 Forbidden"), None, "absent"),
-        (answer(body=b"<html>not rules</html>"), None, "allowed"),
-        (answer("302 Found", Location="/rules"), "robots_disallowed", "disallowed"),
-        (answer("302 Found", Location="/robots.txt"), None, "absent"),
-        (answer("500 Internal Server Error"), "http_server_error", "unreachable"),
-        (answer("429 Too Many Requests"), "rate_limited", "unreachable"),
-        (_reset, "connection_failed", "unreachable"),
-        ([answer("503 Service Unavailable"), answer("404 Not Found")], None, "absent"),
-    ],
-)
-def test_an_absent_robots_txt_allows_all_and_an_unreachable_one_nothing(
-    robots: Answer, expected: str | None, decision: str
-) -> None:
-    rules = answer(body=b"User-agent: *\nDisallow: /")
-    outcome = one({"/robots.txt": robots, "/rules": rules, "/a": answer(body=jpeg())})
-    assert (code(outcome), len(outcome.attempts), outcome.attempts[0].robots) == (expected, 1, decision)
-
-
 def test_a_host_sees_no_more_connections_and_no_shorter_pause_than_configured() -> None:
     async def slow(_: Any, writer: asyncio.StreamWriter, asked: Asked) -> None:
         body = jpeg()
@@ -264,7 +157,7 @@ def test_a_host_that_asks_for_a_short_wait_gets_it_and_one_that_asks_for_a_long_
 
 def test_a_host_that_never_answers_is_left_alone_after_some_attempts() -> None:
     paths = [f"/{n}" for n in range(20)]
-    with serving(dict.fromkeys(paths, _reset)) as site:
+    with serving(dict.fromkeys(paths, reset)) as site:
         found = crawled(site, paths, max_attempts=1, max_connections_per_host=1)
         codes = [code(outcome) for outcome in found.values()]
         assert codes == ["connection_failed"] * 10 + ["deferred"] * 10 and len(site.log) == 11
@@ -483,7 +376,7 @@ def test_the_rules_and_pauses_of_a_host_are_kept_over_a_restart() -> None:
 
 def test_a_host_that_was_left_alone_gets_one_attempt_when_its_time_is_over_and_is_then_left_alone_for_longer() -> None:
     paths = [f"/{n}" for n in range(4)]
-    with serving(dict.fromkeys(["/robots.txt", *paths], _reset)) as site:
+    with serving(dict.fromkeys(["/robots.txt", *paths], reset)) as site:
         settings = replace(SETTINGS, exemptions=parse_exemptions([site.address]), max_attempts=1)
         until = datetime.now(UTC) + timedelta(hours=1)
         left = HostState(host=site.address, closed_until=until, closed_reason="no answer", n_failures=10, leave_s=7200)

@@ -159,7 +159,8 @@ def test_a_start_that_leads_to_another_host_is_followed_over_http() -> None:
         url = canonical_url(here.url("/"))
         asked = Request(doc_id=doc_id(url.href), url=url.href, host=url.host, source="s", expects="page", depth=0)
         (outcome,) = (one for one in fetch([asked], settings) if isinstance(one, Outcome))
-        assert {one.url for one in outcome.found or () if one.expects == "page"} == {there.url("/next")}
+        found = {one.url: one.expects for one in outcome.found or ()}
+        assert found == {there.url("/next"): "page", there.url("/map.xml"): "sitemap"}
 
 
 def test_a_sitemap_leads_to_pages_as_near_as_a_start_and_an_index_to_sitemaps_but_to_no_index() -> None:
