@@ -21,10 +21,13 @@ from typing import Any
 import yaml
 
 from jobs.config import ConfigError, built_in, merge
-from jobs.sample_media import BASE, build, sample_folder
+from jobs.sample_archives import HELD, write_table, write_wat
+from jobs.sample_media import build, sample_folder
+from jobs.sample_site import BASE
 
 ADDRESS = "127.0.0.1"
 PORT = 8642  # fixed, since a document is known by its URL: another port makes other documents
+FILLED = ("robots.txt", "sitemap.xml")  # files of the site that name the address it is served at
 
 
 @cache
@@ -39,6 +42,7 @@ class _Handler(BaseHTTPRequestHandler):
     server_version = "lakelens-demo"
     sys_version = ""
     site: Path
+    base_url: str
     content_types: Mapping[str, str]
 
     def _file(self) -> Path | None:
@@ -71,10 +75,13 @@ class _Handler(BaseHTTPRequestHandler):
         if etag in (tag.strip() for tag in self.headers.get("If-None-Match", "").split(",")):
             self._begin(HTTPStatus.NOT_MODIFIED, validators, None)
             return
-        content_type = self.content_types.get(path.relative_to(self.site).as_posix(), guessed)
-        self._begin(HTTPStatus.OK, {"Content-Type": content_type, **validators}, status.st_size)
+        name, body = path.relative_to(self.site).as_posix(), path.read_bytes()
+        if name in FILLED:
+            body = body.replace(BASE.encode(), self.base_url.encode())
+        content_type = self.content_types.get(name, guessed)
+        self._begin(HTTPStatus.OK, {"Content-Type": content_type, **validators}, len(body))
         if self.command == "GET":
-            self.wfile.write(path.read_bytes())
+            self.wfile.write(body)
 
     do_HEAD = do_GET
 
@@ -106,7 +113,7 @@ def serve(sample: Path, *, port: int = PORT) -> Iterator[str]:
     """
     site = (sample / "site").resolve()
     content_types = json.loads((sample / "content_types.json").read_text())
-    handler = type("SampleHandler", (_Handler,), {"site": site, "content_types": content_types})
+    handler: type[_Handler] = type("SampleHandler", (_Handler,), {"site": site, "content_types": content_types})
     try:
         server = _Server((ADDRESS, port), handler)
     except (OSError, OverflowError) as e:
@@ -114,32 +121,55 @@ def serve(sample: Path, *, port: int = PORT) -> Iterator[str]:
             f"port {port} of {ADDRESS} cannot be listened on ({e}); stop what uses it, or name another by --port and "
             "keep to it: the demo's documents are known by their URLs, so by the port too"
         ) from e
+    handler.base_url = f"http://{ADDRESS}:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:
-        yield f"http://{ADDRESS}:{server.server_address[1]}"
+        yield handler.base_url
     finally:
         server.shutdown()
         server.server_close()
         thread.join()
 
 
-def write_urls(sample: Path, base_url: str) -> Path:
-    """Write the URL list of a sample with its addresses filled in; returns its path, which depends on the port."""
-    path = sample / f"urls-{urllib.parse.urlsplit(base_url).port}.jsonl"
-    path.write_text((sample / "urls.jsonl").read_text().replace(BASE, base_url))
-    return path
+def addressed(sample: Path, base_url: str) -> dict[str, Path]:
+    """Write the lists of a sample with its addresses filled in, by kind of source; the paths depend on the port."""
+    port = urllib.parse.urlsplit(base_url).port
+
+    def text(name: str) -> str:
+        return (sample / name).read_text().replace(BASE, base_url)
+
+    paths = {
+        "urls": sample / f"urls-{port}.jsonl",
+        "wat": sample / f"linked-{port}.warc.wat.gz",
+        "table": sample / f"listed-{port}.parquet",
+    }
+    paths["urls"].write_text(text("urls.jsonl"))
+    write_wat(paths["wat"], [json.loads(line) for line in text("linked.jsonl").splitlines()])
+    write_table(paths["table"], [json.loads(line) for line in text("listed.jsonl").splitlines()], has_bytes=False)
+    return paths
+
+
+def sources(sample: Path, base_url: str) -> list[dict[str, Any]]:
+    """One source or two of each kind: what is served, and what files of the sample hold."""
+    lists, archives = addressed(sample, base_url), sample / "archives"
+    files = [
+        ("web", "urls", lists["urls"]),
+        ("folder", "folder", sample / "folder"),
+        *((kind, kind, archives / file) for kind, file in HELD.items()),
+        ("wat", "wat", lists["wat"]),
+        ("list", "table", lists["table"]),
+    ]
+    held = [{"name": name, "kind": kind, "uri": str(path.resolve())} for name, kind, path in files]
+    return [*held, {"name": "site", "kind": "site", "start": [f"{base_url}/"]}]
 
 
 def demo_overrides(sample: Path, base_url: str) -> dict[str, Any]:
-    """What the demo lays over the configuration: conf/demo.yaml, the two sources, where the golden sets of that file
-    have their labels and pictures, and the one address exempt."""
+    """What the demo lays over the configuration: conf/demo.yaml, the sources, where the golden sets of that file have
+    their labels and pictures, and the one address exempt."""
     settings = yaml.safe_load(built_in("demo.yaml"))
-    sources = [
-        {"name": "web", "kind": "urls", "uri": str(write_urls(sample, base_url).resolve())},
-        {"name": "folder", "kind": "folder", "uri": str((sample / "folder").resolve())},
-    ]
-    served = {"sources": sources, "allow_addresses": [urllib.parse.urlsplit(base_url).netloc]}
+    exempt = [urllib.parse.urlsplit(base_url).netloc]
+    served = {"sources": sources(sample, base_url), "allow_addresses": exempt}
     golden = [
         {**one, "labels": str((sample / "golden" / one["labels"]).resolve()), "pictures": base_url}
         for one in settings["golden"]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from featurizers.spec import KINDS
 from jobs.command import FINISHED, Common, Ending
 from jobs.explain_page import Facts, next_commands, render, steps, write_page
+from jobs.gates import PAGES
 from jobs.lake import Lake, lake_at, open_lake, read, rows_of
 from jobs.published import Champion, kind_of, promotions
 from jobs.runs import run_rows, shows_life
@@ -152,6 +153,7 @@ def collect(spark: SparkSession, lake: Lake, text: str, *, expiry_s: float) -> d
     touched = [row for row in history if row["run_id"] in wrote or wrote & set(row["covers"] or ())]
     relevant = F.exists("relevant", lambda one: one["media_id"] == media_id)
     golden = read(spark, lake, GOLDEN).where(of_media | relevant) if media_id else read(spark, lake, GOLDEN).limit(0)
+    known = _pages_around(spark, lake, document) if document else {}
     others = [row.doc_id for row in same[1:]]
     if column == "doc_id" and media_id:
         there = read(spark, lake, DOCUMENTS).where(of_media & ~of_document).select("doc_id").limit(100).collect()
@@ -159,6 +161,8 @@ def collect(spark: SparkSession, lake: Lake, text: str, *, expiry_s: float) -> d
     return {
         "lake": lake.uri,
         "document": _zoned(document) if document else None,
+        "page": known.get("page"),
+        "shows": known.get("shows", []),
         "same_media": sorted(others),
         "fetches": fetches,
         "media": _zoned(media.asDict(recursive=True)) if media else None,
@@ -179,6 +183,23 @@ def collect(spark: SparkSession, lake: Lake, text: str, *, expiry_s: float) -> d
         ],
         "runs": sorted(touched, key=lambda row: (row["started"], row["run_id"])),
     }
+
+
+def _pages_around(spark: SparkSession, lake: Lake, document: Facts) -> dict[str, Any]:
+    """The crawled page that a document was found on, and at most 100 of the documents that a page shows."""
+    from pyspark.sql import functions as F
+
+    documents = read(spark, lake, DOCUMENTS)
+    columns = ("doc_id", "url", "source", "media_type", "depth", "error")
+    if document["media_type"] in PAGES:
+        names = [document["url"], *filter(None, [document["final_url"]])]
+        shown = documents.where(F.col("page_url").isin(names)).select(*columns).orderBy("url").limit(100).collect()
+        return {"shows": [row.asDict(recursive=True) for row in shown]}
+    if document["page_url"] is None:
+        return {}
+    is_it = (F.col("doc_id") == doc_id(document["page_url"])) | (F.col("final_url") == document["page_url"])
+    page = documents.where(is_it & F.col("media_type").isin(*PAGES)).select(*columns).first()
+    return {"page": page.asDict(recursive=True)} if page is not None else {}
 
 
 def _zoned(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -220,7 +241,8 @@ def show_explanation(common: Common, text: str) -> Ending:
                 out.print(grid(step.name, step.headings, step.rows, step.numbers), "")
             else:
                 out.print(f"[italic]{step.name}[/italic]\n{step.empty}\n")
-        out.print("[italic]again[/italic]", *commands, "", sep="\n", highlight=False, soft_wrap=True)
+        if commands:
+            out.print("[italic]again[/italic]", *commands, "", sep="\n", highlight=False, soft_wrap=True)
     what = document["url"] if document else f"media {name}"
     ending = {**plain(facts), "page": str(page), "commands": commands}
     return Ending(exit_code=FINISHED, message=f"{what}; page at {page}", facts=ending)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.check import reports_folder
+from jobs.gates import PAGES
 from jobs.lake import Lake
 from jobs.published import kind_of
 from jobs.report import Picture, file_name, pages, picture_of
@@ -39,31 +40,13 @@ class Step:
 
 def steps(facts: Facts) -> list[Step]:
     """The steps of a document in order, as they are shown."""
-    document, media = facts["document"], facts["media"]
+    media = facts["media"]
+    if _is_page(facts):
+        return [_described(facts), _shows(facts), _fetches(facts), _runs(facts)]
     spaces = {(one["featurizer"], one["fingerprint"]): one for one in facts["outcomes"]}
     return [
-        Step(
-            name="document", headings=("field", "value"), rows=_fields(document or {}), empty="no document has it now"
-        ),
-        Step(
-            name="fetches",
-            headings=("run", "attempt", "started", "status", "bytes", "ms", "robots", "outcome"),
-            rows=[
-                {
-                    "run": row["run_id"],
-                    "attempt": str(row["attempt"]),
-                    "started": _text(row["started_at"]),
-                    "status": _text(row["http_status"]),
-                    "bytes": readable_bytes(row["bytes"]),
-                    "ms": f"{row['ms']:.0f}",
-                    "robots": _text(row["robots"]),
-                    "outcome": _error(row["error"]) or "got it",
-                }
-                for row in facts["fetches"]
-            ],
-            numbers=("attempt", "status", "bytes", "ms"),
-            empty="no attempt was made",
-        ),
+        _described(facts),
+        _fetches(facts),
         Step(
             name="media",
             headings=("field", "value"),
@@ -154,21 +137,71 @@ def steps(facts: Facts) -> list[Step]:
             ],
             empty="it is in none",
         ),
-        Step(
-            name="runs",
-            headings=("run", "status", "started", "ended", "covers"),
-            rows=[
-                {
-                    "run": row["run_id"],
-                    "status": row["status"],
-                    "started": _text(row["started"]),
-                    "ended": _text(row["ended"]),
-                    "covers": ", ".join(row["covers"] or ()),
-                }
-                for row in facts["runs"]
-            ],
-        ),
+        _runs(facts),
     ]
+
+
+def _is_page(facts: Facts) -> bool:
+    return facts["document"] is not None and facts["document"].get("media_type") in PAGES
+
+
+def _described(facts: Facts) -> Step:
+    rows, page = _fields(facts["document"] or {}), facts["page"]
+    if page is not None:
+        said = f"{page['media_type']} of source {page['source']}, depth {page['depth']}, doc_id {page['doc_id']}"
+        rows.append({"field": "found on", "value": f"{said}: {_error(page['error']) or 'got it'}"})
+    return Step(name="document", headings=("field", "value"), rows=rows, empty="no document has it now")
+
+
+def _shows(facts: Facts) -> Step:
+    return Step(
+        name="shows",
+        headings=("url", "doc_id", "outcome"),
+        rows=[
+            {"url": row["url"], "doc_id": row["doc_id"], "outcome": _error(row["error"]) or row["media_type"] or ""}
+            for row in facts["shows"]
+        ],
+        empty="no document names it as its page",
+    )
+
+
+def _fetches(facts: Facts) -> Step:
+    return Step(
+        name="fetches",
+        headings=("run", "attempt", "started", "status", "bytes", "ms", "robots", "outcome"),
+        rows=[
+            {
+                "run": row["run_id"],
+                "attempt": str(row["attempt"]),
+                "started": _text(row["started_at"]),
+                "status": _text(row["http_status"]),
+                "bytes": readable_bytes(row["bytes"]),
+                "ms": f"{row['ms']:.0f}",
+                "robots": _text(row["robots"]),
+                "outcome": _error(row["error"]) or "got it",
+            }
+            for row in facts["fetches"]
+        ],
+        numbers=("attempt", "status", "bytes", "ms"),
+        empty="no attempt was made",
+    )
+
+
+def _runs(facts: Facts) -> Step:
+    return Step(
+        name="runs",
+        headings=("run", "status", "started", "ended", "covers"),
+        rows=[
+            {
+                "run": row["run_id"],
+                "status": row["status"],
+                "started": _text(row["started"]),
+                "ended": _text(row["ended"]),
+                "covers": ", ".join(row["covers"] or ()),
+            }
+            for row in facts["runs"]
+        ],
+    )
 
 
 def _text(value: Any) -> str:
@@ -211,8 +244,8 @@ def _stored(media: Facts) -> dict[str, Any]:
 
 
 def next_commands(facts: Facts) -> list[str]:
-    """What to type to featurize this document again, on a lake of its own."""
-    if facts["document"] is None:
+    """What to type to featurize this document again, on a lake of its own; nothing for a page."""
+    if facts["document"] is None or _is_page(facts):
         return []
     doc_id = facts["document"]["doc_id"]
     where = f"--where \"doc_id = '{doc_id}'\""

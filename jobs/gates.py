@@ -10,6 +10,8 @@ from schemas.documents import N_HOST_BUCKETS
 from schemas.errors import DETAIL_LENGTH, ErrorCode, Stage, stage_of
 
 NORM_TOLERANCE = 1e-3  # the contract of a featurizer, featurizers.spec.check_features
+PAGES = ("page", "sitemap")  # media types of what is read for what it leads to, and has no media
+IS_PAGE = f"coalesce(media_type, '') IN {PAGES}"  # of documents
 UNREAD = ("content", "thumbnail")  # bytes, which a gate does not read; Delta itself refuses a null thumbnail
 
 
@@ -124,13 +126,12 @@ DOCUMENTS_RULES = [
         "media_type",
         "media_type is image or video of media, page or sitemap of what has none",
         "media_type NOT IN ('image', 'video', 'page', 'sitemap') OR (media_id IS NOT NULL AND media_type IS NULL)"
-        " OR (media_id IS NOT NULL AND media_type IN ('page', 'sitemap'))",
+        f" OR (media_id IS NOT NULL AND {IS_PAGE})",
     ),
     Rule(
         "outcome",
         "a document that was tried has media or an error, or is a page or sitemap",
-        "fetched_at IS NOT NULL AND media_id IS NULL AND error IS NULL"
-        " AND coalesce(media_type, '') NOT IN ('page', 'sitemap')",
+        f"fetched_at IS NOT NULL AND media_id IS NULL AND error IS NULL AND NOT {IS_PAGE}",
     ),
     Rule(
         "host_bucket",

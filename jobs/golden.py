@@ -30,11 +30,13 @@ def media_of(spark: SparkSession, lake: Lake, urls: Sequence[str]) -> dict[str, 
     from pyspark.sql import functions as F
 
     wanted = F.broadcast(spark.createDataFrame([(doc_id(url), url) for url in urls], "doc_id STRING, url STRING"))
-    found = read(spark, lake, DOCUMENTS).select("doc_id", "media_id", "error.code")
-    rows = wanted.join(found, on="doc_id", how="left").select("url", "media_id", "code").collect()
+    found = read(spark, lake, DOCUMENTS).select(
+        "doc_id", "media_id", F.coalesce("error.code", "media_type").alias("what")
+    )
+    rows = wanted.join(found, on="doc_id", how="left").select("url", "media_id", "what").collect()
     there = {row.url: row.media_id for row in rows if row.media_id is not None}
     if len(there) < len(urls):
-        absent = [f"{row.url} ({row.code or 'not crawled'})" for row in rows if row.media_id is None]
+        absent = [f"{row.url} ({row.what or 'not crawled'})" for row in rows if row.media_id is None]
         raise GoldenError(
             f"{len(absent)} of {len(urls)} pictures of the labels are not in the lake, such as {', '.join(absent[:3])}"
         )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from jobs.config import Prices
 from jobs.dollars import cost_usd_per_million
+from jobs.gates import IS_PAGE
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
@@ -72,7 +73,8 @@ class RunMetrics:
     string.
     """
 
-    n_documents: Mapping[str, int] = _merged("sum")  # attempted, or whose media was featurized
+    n_documents: Mapping[str, int] = _merged("sum")  # attempted, or whose media was featurized; pages apart
+    n_pages: Mapping[str, int] = _merged("sum")  # and sitemaps, attempted
     n_media: Mapping[str, int] = _merged("sum")  # featurized
     n_frames: Mapping[str, int] = _merged("sum")  # decoded
     n_fetches: Mapping[str, int] = _merged("sum")
@@ -221,7 +223,7 @@ def measure(tables: Mapping[str, DataFrame], run_ids: Sequence[str]) -> RunMetri
     tried = fetches.select("doc_id").distinct().withColumn("tried", F.lit(True))
     documents = (
         tables["documents"]
-        .select("doc_id", "media_id", F.col("error.code").alias("code"))
+        .select("doc_id", "media_id", F.expr(IS_PAGE).alias("is_page"), F.col("error.code").alias("code"))
         .join(tried, on="doc_id", how="left")
         .join(by_media.select("media_id", F.lit(True).alias("seen")), on="media_id", how="left")
         .where("tried OR seen")
@@ -233,7 +235,8 @@ def measure(tables: Mapping[str, DataFrame], run_ids: Sequence[str]) -> RunMetri
     featurizer, code = F.col("featurizer"), F.col("code")
     found = F.coalesce(F.col("n"), F.lit(0))
     parts = [
-        cells(documents, one, {"n_documents": F.count("*")}),
+        cells(documents.where("NOT is_page"), one, {"n_documents": F.count("*")}),
+        cells(documents.where("is_page"), one, {"n_pages": F.count("*")}),
         cells(fetches, one, {"n_fetches": F.count("*"), "fetched_bytes": F.sum("bytes")}),
         cells(media.select(F.col("size_bytes")), F.lit("media"), {"stored_bytes": F.sum("size_bytes")}),
         cells(frames, F.lit("frames"), {"stored_bytes": F.sum("bytes")}),
@@ -306,6 +309,7 @@ def flat(metrics: RunMetrics, prices: Prices) -> dict[str, float]:
     `throughput/`, `cost_usd/` (for a million documents) and `errors/`."""
     named: dict[str, float] = {
         "documents": metrics.n_documents.get("", 0),
+        "pages": metrics.n_pages.get("", 0),
         "media": metrics.n_media.get("", 0),
         "frames": metrics.n_frames.get("", 0),
         "fetches": metrics.n_fetches.get("", 0),

@@ -248,7 +248,7 @@ class Cut:
     n_media: int
     n_lost: int  # media held by reference whose object the big lake lacks
     of_documents: int  # in the big lake
-    doc_id: str  # of one of its documents
+    doc_id: str  # of one of its documents, with media where one has any
 
 
 def begin_shard(spark: SparkSession, lake: Lake, uri: str) -> Lake:
@@ -353,7 +353,7 @@ def cut(
     this = spark.createDataFrame([tuple(taken.values())], schema_ddl(RUNS.columns))
     append(run_history(source["runs"], versions).unionByName(this).coalesce(1), out, RUNS)
     n_lost = references.where("NOT is_there").count()
-    one = doc_ids.agg(F.min("doc_id")).collect()[0][0]
+    one = doc_ids.agg(F.min_by("doc_id", F.struct(F.col("media_id").isNull(), "doc_id"))).collect()[0][0]
     remove_folder(spark, staging)
     remove_folder(spark, f"{out.uri}/{UNFINISHED}")  # one object: before it was no lake, now it is one
     return Cut(n_documents=n_documents, n_media=n_media, n_lost=n_lost, of_documents=of_documents, doc_id=one)

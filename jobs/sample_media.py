@@ -1,10 +1,9 @@
-"""Builds the sample site and folder that the demo crawls, with what must become of each document. Knows no Spark."""
+"""Builds the sample that the demo crawls, with what must become of each document. Knows no Spark."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
-import html
 import importlib.resources
 import io
 import json
@@ -14,7 +13,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -24,32 +23,14 @@ import yaml
 
 from featurizers import weights
 from jobs import config
+from jobs.sample_archives import archived_documents, write_archives
+from jobs.sample_site import BASE, Document, again, file_url, site_pages, write_site
 
-VIDEO_EXTENSIONS = (".mp4", ".mov", ".mkv", ".webm", ".avi")
 CAMERA = "Lakelens Sample-35"
-BASE = "{base}"  # stands in urls.jsonl for the address that the site is served at
 
 
 class SampleError(config.ConfigError):
     """The sample cannot be built; the message says why and what to do."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Document:
-    """One document of the sample and what must become of it."""
-
-    path: str  # below the site or the folder
-    caption: str | None = None
-    collection: str | None = None  # the page that shows it
-    table: str | None = None  # where an error must stand: documents or features; None: it must succeed
-    code: str | None = None
-    objects: tuple[str, ...] = ()  # COCO classes that the picture shows
-    concepts: tuple[str, ...] = ()  # ImageNet classes, any of which names the picture
-    lines: tuple[str, ...] = ()  # text in the picture
-    gps: str | None = None  # catalogue id of the nearest place
-    photograph: str | None = None  # name of the photograph that it is a form of
-    form: str | None = None  # full, small, crop_left, ...
-    content: bytes | None = field(default=None, repr=False)  # None: nothing is served there
 
 
 def sample_folder() -> Path:
@@ -60,8 +41,8 @@ def sample_folder() -> Path:
 
 def sample_version() -> str:
     """Digest of the collection and of the code that draws it; another version is built anew."""
-    modules = ("sample_media", "sample_pictures", "sample_signs", "sample_clips", "sample_broken")
-    code = [importlib.resources.files("jobs").joinpath(f"{module}.py").read_bytes() for module in modules]
+    modules = ("media", "site", "pictures", "signs", "clips", "broken", "archives")
+    code = [importlib.resources.files("jobs").joinpath(f"sample_{module}.py").read_bytes() for module in modules]
     return hashlib.sha256(b"\0".join([config.built_in("sample.yaml").encode(), *code])).hexdigest()[:16]
 
 
@@ -226,12 +207,20 @@ def folder_documents(
 
     for item in described["folder"]:
         if "copy" in item:
-            yield replace(site[item["copy"]], path=item["path"], caption=None, collection=None)
+            yield again(site[item["copy"]], "folder", item["path"], url=file_url(f"folder/{item['path']}"))
             continue
         content, _ = VARIANTS[item["variant"]](sources.picture(item["source"]))
         content = content[: round(len(content) * item.get("keep", 1))]
         shown = {} if "code" in item else sources.shows(item["source"])
-        yield Document(path=item["path"], content=content, table=item.get("table"), code=item.get("code"), **shown)
+        yield Document(
+            path=item["path"],
+            source="folder",
+            url=file_url(f"folder/{item['path']}"),
+            content=content,
+            table=item.get("table"),
+            code=item.get("code"),
+            **shown,
+        )
 
 
 def places_in(text: str | None, places: Mapping[str, str]) -> list[str]:
@@ -243,50 +232,12 @@ def places_in(text: str | None, places: Mapping[str, str]) -> list[str]:
     return sorted(found, key=found.__getitem__)
 
 
-def _page(title: str, documents: list[Document]) -> str:
-    figures = []
-    for document in documents:
-        name, caption = PurePosixPath(document.path).name, html.escape(document.caption or "")
-        shown = f'<img src="{name}" alt="{caption}" loading="lazy">'
-        if name.endswith(VIDEO_EXTENSIONS):
-            shown = f'<video src="{name}" controls muted preload="metadata" title="{caption}"></video>'
-        figures.append(f"<figure>{shown}<figcaption>{caption}</figcaption></figure>")
-    return _html(title, "\n".join(figures))
-
-
-def _html(title: str, body: str) -> str:
-    style = (
-        "body{font:16px/1.5 Georgia,serif;margin:2rem auto;max-width:76rem;color:#222;background:#faf9f6}"
-        "main{display:grid;grid-template-columns:repeat(auto-fill,minmax(15rem,1fr));gap:1.5rem}"
-        "figure{margin:0}img,video{width:100%;border-radius:4px}figcaption{font-size:.85rem;color:#555}"
-    )
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{style}</style></head>\n<body><h1>{html.escape(title)}</h1>\n<main>\n{body}\n</main></body></html>\n"
-    )
-
-
 def _titles(described: Mapping[str, Any]) -> dict[str, str]:
     pages = ("journey", "signs", "clips", "formats", "copies", "broken")
     return {
         **{name: page["title"] for name, page in described["collections"].items()},
         **{name: described[name]["title"] for name in pages},
     }
-
-
-def _write_site(site: Path, documents: list[Document], titles: Mapping[str, str]) -> None:
-    for name, title in titles.items():
-        shown = [d for d in documents if d.collection == name and d.content is not None]
-        (site / name).mkdir(parents=True, exist_ok=True)
-        (site / name / "index.html").write_text(_page(title, shown))
-    links = "\n".join(f'<p><a href="{name}/">{html.escape(title)}</a></p>' for name, title in titles.items())
-    (site / "index.html").write_text(_html("A small collection of pictures", links))
-    (site / "robots.txt").write_text("User-agent: *\nDisallow: /private/\nDisallow: /drafts/\n")
-    for document in documents:
-        if document.content is not None:
-            path = site / document.path
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(document.content)
 
 
 def _url_rows(documents: list[Document], titles: Mapping[str, str]) -> str:
@@ -304,14 +255,14 @@ def _url_rows(documents: list[Document], titles: Mapping[str, str]) -> str:
 
 
 def _expected(
-    source: str, documents: list[Document], titles: Mapping[str, str], places: Mapping[str, str]
+    documents: list[Document], titles: Mapping[str, str], places: Mapping[str, str]
 ) -> Iterator[dict[str, Any]]:
     for document in documents:
         row = {name: value for name, value in asdict(document).items() if name != "content"}
         digest = hashlib.sha256(document.content).hexdigest() if document.content else None
         yield {
-            "source": source,
             **row,
+            "url": document.url or f"{BASE}/{document.path}",
             "media_id": digest if document.table != "documents" else None,
             "caption_places": places_in(document.caption, places),
             "title_places": places_in(titles.get(document.collection or ""), places),
@@ -354,9 +305,9 @@ def write_golden(folder: Path, documents: list[Document], places: Mapping[str, s
 def build(folder: Path) -> Path:
     """Build the sample in `folder` unless this version of it is there; return `folder`.
 
-    Writes site/ (to be served), urls.jsonl (addresses begin with `{base}`), folder/, golden/ (labels), expected.json
-    (one object per document), content_types.json and, last, manifest.json. Raises SampleError, and WeightsError where
-    a package cannot be had.
+    Writes site/ (to be served), folder/, archives/, lists whose addresses begin with `{base}` (urls.jsonl, linked.jsonl
+    and listed.jsonl), golden/ (labels), expected.json (one object per document), content_types.json and, last,
+    manifest.json. Raises SampleError, and WeightsError where a package cannot be had.
     """
     manifest = folder / "manifest.json"
     if manifest.is_file() and json.loads(manifest.read_text()).get("version") == sample_version():
@@ -366,22 +317,28 @@ def build(folder: Path) -> Path:
     described = yaml.safe_load(config.built_in("sample.yaml"))
     sources, titles, places = _Sources(described), _titles(described), described["places"]
     site = site_documents(described, sources)
-    files = list(folder_documents(described, sources, {d.path: d for d in site}))
+    by_path = {d.path: d for d in site}
+    files = list(folder_documents(described, sources, by_path))
+    archived = list(archived_documents(described["archives"], by_path))
+    documents = [*site, *files, *archived, *site_pages(titles)]
     folder.parent.mkdir(parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        _write_site(new / "site", site, titles)
+        served = [*site, *(d for d in archived if d.url is None)]
+        write_site(new / "site", served, titles)
         for document in files:
             path = new / "folder" / document.path
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(document.content or b"")
         (new / "urls.jsonl").write_text(_url_rows(site, titles))
+        write_archives(new, described["archives"], by_path)
         write_golden(new / "golden", site, places)
-        rows = [*_expected("web", site, titles, places), *_expected("folder", files, titles, places)]
+        linked = {page["url"]: page["title"] for page in described["archives"]["linked"]}
+        rows = list(_expected(documents, titles | linked, places))
         (new / "expected.json").write_text(json.dumps(rows, indent=1, ensure_ascii=False))
         (new / "content_types.json").write_text(json.dumps(described["content_types"], indent=1))
-        counts = Counter(f"{d.table}/{d.code}" if d.code else "sound" for d in [*site, *files])
-        described_build = {"version": sample_version(), "documents": len(site) + len(files), "counts": counts}
+        counts = Counter(f"{d.table}/{d.code}" if d.code else d.media_type or "sound" for d in documents)
+        described_build = {"version": sample_version(), "documents": len(documents), "counts": counts}
         (new / "manifest.json").write_text(json.dumps(described_build, indent=1))
         new.chmod(0o755)
         if folder.exists():

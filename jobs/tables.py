@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from jobs.command import FINISHED, Common, Ending
+from jobs.gates import IS_PAGE
 from jobs.lake import lake_at, open_lake, read, snapshot
 from jobs.progress import readable_usd
 from jobs.runs import covered_run_ids, run_rows, shows_life
@@ -66,13 +67,14 @@ def grid(title: str, headings: Sequence[str], rows: Sequence[Mapping[str, Any]],
 
 
 def freshness(documents: DataFrame, now: datetime) -> DataFrame:
-    """For each source: its documents, those with an error, those due, and when the newest and oldest were fetched."""
+    """For each source: documents, pages among them, errors, due ones, when the newest and oldest were fetched."""
     from pyspark.sql import functions as F
 
     return (
         documents.groupBy("source")
         .agg(
             F.count("*").alias("documents"),
+            F.count_if(F.expr(IS_PAGE)).alias("pages"),
             F.count("error").alias("errors"),
             F.count_if(F.col("next_fetch_at") <= F.lit(now)).alias("due"),
             F.max("fetched_at").alias("newest"),
@@ -142,8 +144,8 @@ def show_tables(common: Common) -> Ending:
         shortened = [{**row, "fingerprint": row["fingerprint"][:8]} for row in featurizers]
         out.print(grid("featurizers", names, shortened, names[2:]), "")
         aged = [{**row, **{name: age(_utc(row[name]), now) for name in ("newest", "oldest")}} for row in sources]
-        names = ["source", "documents", "errors", "due", "newest", "oldest"]
-        out.print(grid("sources, by their last fetch", names, aged, names[1:4]), "")
+        names = ["source", "documents", "pages", "errors", "due", "newest", "oldest"]
+        out.print(grid("sources, by their last fetch", names, aged, names[1:5]), "")
         names = ["run", "status", "started", "heartbeat", "gates", "cost", "covers"]
         said = [{**row, "cost": "" if row["usd"] is None else readable_usd(row["usd"])} for row in described]
         out.print(grid("runs", names, said, ["cost"]), "")

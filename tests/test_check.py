@@ -37,7 +37,7 @@ def sound_tables() -> dict[str, list[dict[str, Any]]]:
             rows.fetch(refused, http_status=None, error=forbidden, robots="disallowed"),
         ],
         "documents": [
-            *(rows.document(name) for name in fine),
+            *(rows.document(name, page_url=rows.document("page")["url"]) for name in fine),
             rows.document(refused, **no_media),
             rows.document("page", media_id=None, media_type="page", depth=0),
         ],
@@ -198,6 +198,21 @@ def test_too_many_errors_break_the_budget_and_the_failed_rows_are_named(spark: A
     assert list(broken) == ["features.error_rate"]
     assert broken["features.error_rate"].observed == pytest.approx(12 / 33)
     assert len(broken["features.error_rate"].rows) == 12
+
+
+@pytest.mark.spark
+def test_neither_sound_pages_nor_dead_ones_move_the_error_rate_of_pictures(spark: Any, tmp_path: Path) -> None:
+    tables, gone = sound_tables(), {"stage": "fetch", "code": "not_found", "detail": ""}
+    for i in range(40):
+        tables["fetches"].append(rows.fetch(f"page{i}", error=gone if i < 5 else None))
+        page = rows.document(f"page{i}", media_id=None, media_type="page", error=gone if i < 5 else None)
+        tables["documents"].append(page)
+    for name in ("lost", "missing", "moved"):
+        tables["fetches"].append(rows.fetch(name, error=gone))
+        tables["documents"].append(rows.document(name, media_id=None, media_type=None, error=gone))
+    broken = broken_rules(spark, tmp_path, tables, only="documents")
+    assert list(broken) == ["documents.error_rate"]
+    assert broken["documents.error_rate"].observed == pytest.approx(4 / 15)
 
 
 @pytest.mark.spark

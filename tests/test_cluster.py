@@ -104,7 +104,8 @@ from jobs.config import load_config
 from jobs.demo import demo_overrides
 from jobs.report import pages
 assert jobs.__file__.startswith({str(code)!r}), jobs.__file__
-Path("urls.jsonl").touch()
+for name in ("urls", "linked", "listed"):
+    Path(name + ".jsonl").touch()
 print(load_config().prices.usd_per_core_hour > 0, len(jobs.sample_media.sample_version()))
 print(len(demo_overrides(Path(), "http://127.0.0.1:1")["golden"]))
 print(bool(pages().get_template("page.css.j2")), find_spec({MODELS[0]!r}).dim, "concept_efficientnet" in families())

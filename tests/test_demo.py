@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
 
 from jobs.cli import app
 from jobs.demo import ADDRESS, demo_overrides, prepared_sample, serve
+from jobs.sample_site import BASE, SAMPLE
 from schemas import TABLES
 from tests.test_architecture import ROOT
 
@@ -128,25 +129,35 @@ def cells_with_figures(notebook: Any) -> set[str]:
 
 
 @pytest.mark.spark
-def test_the_demo_holds_every_document_and_each_planted_fault(made: dict[str, Any], lake: Path) -> None:
+def test_the_demo_holds_every_document_and_each_planted_fault(made: dict[str, Any], lake: Path, port: int) -> None:
     from deltalake import DeltaTable
 
     assert made["status"] == "accepted" and Path(made["report"]).is_file()
     for table in TABLES:  # read by another Delta reader
         assert [field.name for field in DeltaTable(str(lake / table.name)).schema().fields] == table.columns.names
 
-    expected = json.loads((prepared_sample() / "expected.json").read_text())
-    documents = {place(row["url"]): row for row in rows(lake, "documents", "url", "media_id", "error")}
-    assert len(documents) == len(expected)
+    sample = prepared_sample()
+    expected = {
+        row["url"].replace(BASE, f"http://{ADDRESS}:{port}").replace(SAMPLE, sample.as_uri()): row
+        for row in json.loads((sample / "expected.json").read_text())
+    }
+    columns = ("url", "source", "caption", "media_type", "media_id", "depth", "error")
+    documents = {row["url"]: row for row in rows(lake, "documents", *columns)}
+    assert documents.keys() == expected.keys()
     features: dict[str, set[str | None]] = {}
     for row in rows(lake, "features", "media_id", "error"):
         features.setdefault(row["media_id"], set()).add(row["error"]["code"] if row["error"] else None)
-    for row in expected:
-        document = documents[row["source"], row["path"]]
+    for url, row in expected.items():
+        document = documents[url]
         refused = document["error"]["code"] if document["error"] else None
         assert refused == (row["code"] if row["table"] == "documents" else None), row
-        if row["table"] != "documents":
-            assert features[document["media_id"]] == {row["code"]}, row
+        assert document["media_id"] == row["media_id"], row
+        assert document["source"] in {row["source"], "site" if row["collection"] else row["source"]}, row
+        assert document["caption"] == row["caption"], row
+        if row["media_type"] is not None:
+            assert (document["media_type"], document["depth"]) == (row["media_type"], row["depth"])
+        elif row["table"] != "documents":
+            assert features[row["media_id"]] == {row["code"]}, row
 
     golden = rows(lake, "golden", "golden_set", "kind", "media_id", "query")
     sets = {(row["golden_set"], row["kind"]) for row in golden}
@@ -168,7 +179,7 @@ def test_the_demo_holds_every_document_and_each_planted_fault(made: dict[str, An
 
 @pytest.mark.spark
 def test_a_second_demo_adds_nothing(lake: Path, port: int) -> None:
-    before = {name: len(rows(lake, name, "media_id")) for name in ("media", "frames", "features")}
+    before = {name: len(rows(lake, name, "media_id")) for name in ("media", "frames", "features", "documents")}
     assert demo(lake, port, "golden=[]", "evaluate.golden=[]")["status"] == "accepted"
     assert {name: len(rows(lake, name, "media_id")) for name in before} == before
 
@@ -230,9 +241,3 @@ def rows(lake: Path, table: str, *columns: str) -> list[dict[str, Any]]:
 
     found: list[dict[str, Any]] = DeltaTable(str(lake / table)).to_pyarrow_table(columns=list(columns)).to_pylist()
     return found
-
-
-def place(url: str) -> tuple[str, str]:
-    """Source and path in the sample of a document's URL."""
-    path = unquote(urlsplit(url).path)
-    return ("folder", path.partition("/sample/folder/")[2]) if url.startswith("file:") else ("web", path[1:])

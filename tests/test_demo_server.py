@@ -7,11 +7,13 @@ import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from jobs.config import ConfigError, load_config
-from jobs.demo import ADDRESS, demo_overrides, serve, write_urls
+from jobs.config import ConfigError, Source, load_config
+from jobs.demo import ADDRESS, addressed, demo_overrides, serve
+from jobs.sources import sightings
 
 
 @pytest.fixture
@@ -25,6 +27,10 @@ def sample(tmp_path: Path) -> Path:
         "secret.txt": "not served",
         "folder/dog.jpg": "a dog",
         "urls.jsonl": '{"url": "{base}/cats/cat.jpg", "caption": "A cat", "page_url": "{base}/cats/"}\n',
+        "linked.jsonl": '{"url": "http://blog.example/", "title": "A blog", "pictures": '
+        '[{"src": "{base}/cats/linked.jpg", "alt": "Another cat"}]}\n',
+        "listed.jsonl": '{"url": "{base}/cats/listed.jpg", "caption": "A third cat"}\n',
+        "site/robots.txt": "User-agent: *\nSitemap: {base}/sitemap.xml\n",
         "content_types.json": '{"cats/no-name": "text/html"}',
     }.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -102,16 +108,32 @@ def test_a_taken_port_is_one_error_that_names_it(sample: Path) -> None:
             pass
 
 
-def test_the_demo_exempts_exactly_its_own_address_and_names_both_sources(sample: Path) -> None:
+def test_robots_txt_names_the_sitemap_at_the_address_that_is_served(sample: Path) -> None:
+    with serve(sample, port=0) as base_url:
+        connection = http.client.HTTPConnection(base_url.removeprefix("http://"), timeout=10)
+        _, headers, body = ask(connection, "/robots.txt")
+        connection.close()
+    assert body.decode() == f"User-agent: *\nSitemap: {base_url}/sitemap.xml\n"
+    assert int(headers["Content-Length"]) == len(body)
+
+
+def test_the_demo_exempts_exactly_its_own_address_and_has_a_source_of_each_kind(sample: Path) -> None:
     config = load_config(overrides=demo_overrides(sample, "http://127.0.0.1:8642"))
     assert config.crawl.allow_addresses == ("127.0.0.1:8642",)
-    assert [(source.name, source.kind) for source in config.crawl.sources] == [("web", "urls"), ("folder", "folder")]
-    assert Path(config.crawl.sources[1].uri) == (sample / "folder").resolve()
-    (row,) = [json.loads(line) for line in Path(config.crawl.sources[0].uri).read_text().splitlines()]
+    sources = {source.name: source for source in config.crawl.sources}
+    assert {source.kind for source in sources.values()} == set(get_args(Source.model_fields["kind"].annotation))
+    assert Path(sources["folder"].uri) == (sample / "folder").resolve()
+    assert sources["site"].start == ("http://127.0.0.1:8642/",)
+    (row,) = [json.loads(line) for line in Path(sources["web"].uri).read_text().splitlines()]
     assert row["url"] == "http://127.0.0.1:8642/cats/cat.jpg" and row["page_url"] == "http://127.0.0.1:8642/cats/"
+    (linked,), (listed,) = list(sightings(sources["wat"])), list(sightings(sources["list"]))
+    assert (linked.url, linked.caption) == ("http://127.0.0.1:8642/cats/linked.jpg", "Another cat")
+    assert (linked.page_url, linked.page_title) == ("http://blog.example/", "A blog")
+    assert (listed.url, listed.caption) == ("http://127.0.0.1:8642/cats/listed.jpg", "A third cat")
 
 
-def test_the_url_list_is_the_same_on_every_run_of_one_port(sample: Path) -> None:
-    first = write_urls(sample, "http://127.0.0.1:8642")
-    before = first.read_bytes()
-    assert write_urls(sample, "http://127.0.0.1:8642") == first and first.read_bytes() == before
+def test_the_lists_are_the_same_on_every_run_of_one_port(sample: Path) -> None:
+    first = addressed(sample, "http://127.0.0.1:8642")
+    before = [path.read_bytes() for path in first.values()]
+    again = addressed(sample, "http://127.0.0.1:8642")
+    assert again == first and [path.read_bytes() for path in again.values()] == before

@@ -12,7 +12,7 @@ import pytest
 
 from jobs.cli import app
 from jobs.explain import UnknownDocument, named, outcomes, plain, publication
-from jobs.explain_page import render, steps, write_page
+from jobs.explain_page import next_commands, render, steps, write_page
 from jobs.lake import Lake, lake_at
 from jobs.urls import doc_id
 from tests import rows, small_lake
@@ -88,6 +88,8 @@ def facts(text: str = "a cat") -> dict[str, Any]:
     return {
         "lake": "file:///lake",
         "document": rows.document("a", caption=text, url=f"http://example.org/{text}", error=None),
+        "page": None,
+        "shows": [],
         "same_media": [],
         "fetches": [rows.fetch("a", error=ERROR | {"detail": text})],
         "media": rows.media("a", pack_uri=None),
@@ -122,6 +124,25 @@ def test_the_page_shows_hostile_texts_and_executes_none() -> None:
     [picture] = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
     assert (picture or "").startswith("data:image/jpeg;base64,")
     assert [attributes["x"] for tag, attributes in page.tags if tag == "rect"] == ["0.2500"]
+
+
+def test_a_picture_tells_on_which_page_of_which_source_it_was_found() -> None:
+    page = {"doc_id": "1" * 32, "url": "http://example.org/", "source": "site", "media_type": "page", "depth": 2}
+    told = {step.name: step.rows for step in steps(facts() | {"page": page | {"error": None}})}
+    [found] = [row["value"] for row in told["document"] if row["field"] == "found on"]
+    assert found == f"page of source site, depth 2, doc_id {'1' * 32}: got it"
+
+
+def test_a_page_tells_what_it_shows_and_nothing_of_media() -> None:
+    shown = {"doc_id": "2" * 32, "url": "http://example.org/a.jpg", "source": "site", "media_type": "image"}
+    page = rows.document("a", media_id=None, media_type="page", depth=1, error=None, caption=None)
+    nothing = {"media": None, "frames": [], "outcomes": [], "mentions": [], "golden": []}
+    of_page = facts() | nothing | {"document": page, "shows": [shown | {"depth": None, "error": None}]}
+    told = {step.name: step.rows for step in steps(of_page)}
+    assert list(told) == ["document", "shows", "fetches", "runs"]
+    assert told["shows"] == [{"url": shown["url"], "doc_id": shown["doc_id"], "outcome": "image"}]
+    assert next_commands(of_page) == [] and "lakelens featurize" not in render(of_page)
+    assert "lakelens featurize" in render(facts())
 
 
 def test_facts_are_json_without_thumbnails() -> None:
@@ -178,6 +199,12 @@ def test_a_document_of_a_lake_is_explained_from_fetch_to_golden_set(
     assert len([tag for tag, _ in page.tags if tag == "img"]) == 1
     by_media = lakelens(rows.media_id(name), capsys)
     assert {**by_media, "message": ""} == {**by_url, "message": ""}
+
+    page_of = by_url["page"]
+    assert (page_of["source"], page_of["depth"]) == ("web", 0)
+    crawled = lakelens(page_of["doc_id"], capsys)
+    assert url in {row["url"] for row in crawled["shows"]} and crawled["commands"] == []
+    assert (crawled["media"], crawled["page"]) == (None, None)
 
     refused = lakelens(rows.document(small_lake.NAMES[-1])["doc_id"], capsys)
     assert (refused["media"], refused["outcomes"]) == (None, [])

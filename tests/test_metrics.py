@@ -117,12 +117,18 @@ def test_metrics_count_the_committed_rows_of_the_runs_asked_for(spark: Any) -> N
 
     refused = {"stage": "fetch", "code": "robots_disallowed", "detail": ""}
     data = {
-        "fetches": [*(rows.fetch(n) for n in ("cat", "clip", "broken")), rows.fetch("refused", bytes=0, error=refused)],
+        "fetches": [
+            *(rows.fetch(n) for n in ("cat", "clip", "broken", "page", "no page")),
+            rows.fetch("refused", bytes=0, error=refused),
+        ],
         "documents": [
             *(rows.document(n) for n in ("cat", "clip", "broken")),
             rows.document("refused", media_id=None, media_type=None, error=refused),
             rows.document("cat again", media_id=rows.media_id("cat")),
             rows.document("another run's", media_id=rows.media_id("other")),
+            rows.document("page", media_id=None, media_type="page"),
+            rows.document("no page", media_id=None, media_type="sitemap", error=refused | {"code": "not_found"}),
+            rows.document("page of another run", media_id=None, media_type="page"),
         ],
         "media": [rows.media(n) for n in ("cat", "clip", "broken", "other")],
         "frames": [rows.frame("cat"), rows.frame("clip", 0), rows.frame("clip", 900), rows.frame("other")],
@@ -137,18 +143,18 @@ def test_metrics_count_the_committed_rows_of_the_runs_asked_for(spark: Any) -> N
     }
     tables = {table.name: rows.frame_of(spark, table, data[table.name]) for table in TABLES if table.name in data}
     metrics = measure(tables, ["r.crawl", "r.featurize"])
-    assert metrics.n_documents == {"": 5}
-    assert (metrics.n_media, metrics.n_frames, metrics.n_fetches) == ({"": 3}, {"": 3}, {"": 4})
+    assert (metrics.n_documents, metrics.n_pages) == ({"": 5}, {"": 2})
+    assert (metrics.n_media, metrics.n_frames, metrics.n_fetches) == ({"": 3}, {"": 3}, {"": 6})
     assert metrics.n_rows == {CONCEPT: 4, OBJECT: 4, ENTITY: 4}
     assert metrics.n_failed == {CONCEPT: 1, OBJECT: 1, ENTITY: 1}
     assert metrics.n_features == {CONCEPT: 6, OBJECT: 3, ENTITY: 3}
-    assert metrics.n_errors == {"robots_disallowed": 1, "truncated": 3}
+    assert metrics.n_errors == {"robots_disallowed": 1, "not_found": 1, "truncated": 3}
     assert metrics.n_mentions == {"caption": 1}
     assert metrics.n_vector_values == {CONCEPT: 3 * 1280, OBJECT: 3 * 256, ENTITY: 3 * 384}
     assert metrics.decode_total_ms == {"": 24.0}  # three decoded frames of 8 ms, whatever looked at them
     assert metrics.infer_total_ms == {CONCEPT: 80.0, OBJECT: 80.0, ENTITY: 80.0}
     assert metrics.document_ms[""].n == 3 and metrics.decode_ms[""].n == 3 and metrics.infer_ms[CONCEPT].n == 3
-    assert metrics.fetched_bytes == {"": 3000} and metrics.stored_bytes["media"] == 3000
+    assert metrics.fetched_bytes == {"": 5000} and metrics.stored_bytes["media"] == 3000
     assert quality(metrics) == {
         "confident_concept_share": 1.0,
         "objects_per_frame": 1.0,

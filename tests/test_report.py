@@ -78,7 +78,7 @@ def report_of(text: str) -> Report:
     facts = {"url": f"http://example.org/{text}", "caption": text, "mentions": [("caption", text, text)]}
     picture = picture_of(rows.frame("cat"), features_of(text), facts)
     metrics = RunMetrics(
-        n_documents={"": 2}, document_ms={"": Histogram({10: 3, 20: 1})}, n_errors={text: 1},
+        n_documents={"": 2}, n_pages={"": 3}, document_ms={"": Histogram({10: 3, 20: 1})}, n_errors={text: 1},
         infer_total_ms={text: 5.0}, wall_s={"featurize": 3.0}, held_core_s={"featurize": 6.0},
         core_s={"infer": 4.0, text: 1.5, "waste": 0.0},
     )  # fmt: skip
@@ -131,7 +131,8 @@ def test_an_empty_report_is_a_page_too() -> None:
         title="none", verdict="not judged", written_at=rows.NOW, lake="file:///lake", metrics=RunMetrics(),
         prices=load_config().prices,
     )  # fmt: skip
-    assert "No picture was featurized" in render(empty)
+    assert "No picture was featurized" in render(empty) and "pages" not in Page(render(empty)).text
+    assert "0 distinct media, and 3 pages" in Page(render(report_of("plain"))).text
 
 
 def test_the_cost_is_shown_by_line_and_checked_against_the_clock() -> None:

@@ -129,7 +129,8 @@ def test_a_shard_stands_alone_and_its_readers_see_what_they_would(
 
     whole = begin_shard(spark, small, str(tmp_path / "whole"))
     hashed = replace(ALL, hashed=["url", "page_url"])
-    cut(spark, small, whole, hashed, run_id="s.sample", progress=lambda text: None)
+    made = cut(spark, small, whole, hashed, run_id="s.sample", progress=lambda text: None)
+    assert made.doc_id == rows.document(small_lake.NAMES[1])["doc_id"], "a page comes first, and has nothing to explain"
     assert open_lake(spark, whole.uri, create=False) == whole
     assert ids_of(spark, whole) == ids_of(spark, small)
     assert broken_rules(spark, whole) == strangers(spark, whole) == {}

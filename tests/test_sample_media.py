@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import time
 from collections import Counter
 from fractions import Fraction
 from html.parser import HTMLParser
@@ -17,9 +19,16 @@ from featurizers.decode import DecodeError, decode_image
 from featurizers.probe import probe, sniff
 from featurizers.video import key_frames
 from jobs import sample_clips, sample_pictures, sample_signs
-from jobs.demo import prepared_sample
+from jobs.archives import open_member
+from jobs.config import Source
+from jobs.demo import prepared_sample, sources
+from jobs.pages import read_page
 from jobs.robots import parse_robots
+from jobs.sample_archives import write_shard, write_table, write_warc, write_wat
 from jobs.sample_media import SampleError, build, places_in
+from jobs.sample_site import BASE, SAMPLE
+from jobs.sitemaps import read_sitemap
+from jobs.sources import sightings
 from schemas.errors import ErrorCode
 
 MAX_PIXELS = 50_000_000
@@ -32,9 +41,15 @@ def sample() -> Path:
 
 
 @pytest.fixture(scope="module")
-def rows(sample: Path) -> list[Row]:
+def all_rows(sample: Path) -> list[Row]:
     expected: list[Row] = json.loads((sample / "expected.json").read_text())
     return expected
+
+
+@pytest.fixture(scope="module")
+def rows(all_rows: list[Row]) -> list[Row]:
+    """What the list of URLs and the folder show."""
+    return [row for row in all_rows if row["source"] in ("web", "folder")]
 
 
 def content(sample: Path, row: Row) -> bytes:
@@ -108,6 +123,54 @@ def test_copies_have_the_bytes_of_what_they_copy(rows: list[Row]) -> None:
     copies = [path for path in media if path.startswith("copies/")]
     assert len(copies) >= 13
     assert all(originals[media[path]] >= 1 for path in copies)
+
+
+def test_what_archives_hold_and_lists_name_has_the_bytes_of_pictures_of_the_site(
+    sample: Path, rows: list[Row], all_rows: list[Row]
+) -> None:
+    base_url = "http://127.0.0.1:8642"
+    archived = {row["url"]: row for row in all_rows if row["source"] in ("warc", "webdataset", "table", "wat", "list")}
+    assert {row["media_id"] for row in archived.values()} <= {row["media_id"] for row in rows}
+    found: dict[str, str] = {}
+    for source in sources(sample, base_url):
+        if source["kind"] in ("warc", "webdataset", "table", "wat"):
+            for one in sightings(Source(**source)):
+                url = one.url.replace(base_url, BASE).replace(sample.as_uri(), SAMPLE)
+                assert (one.source, one.caption, one.problem) == (source["name"], archived[url]["caption"], None)
+                if one.root is None:
+                    data = (sample / "site" / url.removeprefix(f"{BASE}/")).read_bytes()
+                else:
+                    data = open_member(one.root, str(one.held_as), one.offset, one.length).read()
+                found[url] = hashlib.sha256(data).hexdigest()
+    assert found == {url: row["media_id"] for url, row in archived.items()}
+
+
+def test_archives_are_the_same_bytes_whenever_they_are_written(tmp_path: Path) -> None:
+    def written(folder: Path) -> list[bytes]:
+        folder.mkdir()
+        write_warc(folder / "a.warc.gz", [("http://archive.example/a.jpg", "image/jpeg", b"a picture")])
+        page = {"url": "http://blog.example/", "title": "A blog", "pictures": [{"src": "/a.jpg", "alt": "A"}]}
+        write_wat(folder / "a.wat.gz", [page])
+        write_shard(folder / "a.tar", [("a.jpg", b"a picture"), ("a.txt", b"A")])
+        write_table(folder / "a.parquet", [{"url": None, "caption": "A", "image": b"a picture"}], has_bytes=True)
+        return [path.read_bytes() for path in sorted(folder.iterdir())]
+
+    first = written(tmp_path / "first")
+    time.sleep(1.1)  # archives count seconds
+    assert written(tmp_path / "second") == first and len(first) == 4
+
+
+def test_the_site_leads_to_each_of_its_pages_and_the_sitemap_lists_them(sample: Path, all_rows: list[Row]) -> None:
+    base_url, site = "http://127.0.0.1:8642", sample / "site"
+    expected = {row["path"]: row["depth"] for row in all_rows if row["media_type"] == "page"}
+    index = read_page((site / "index.html").read_bytes(), f"{base_url}/", content_type="text/html")
+    led = {link.url.removeprefix(f"{base_url}/"): 1 for link in index.links}
+    assert {"": 0, **led} == expected
+    assert all((site / path / "index.html").is_file() for path in expected)
+    body = (site / "sitemap.xml").read_text().replace(BASE, base_url)
+    listed = read_sitemap(body.encode(), f"{base_url}/sitemap.xml")
+    assert listed.problem is None and {page.removeprefix(f"{base_url}/") for page in listed.pages} == led.keys()
+    assert [row["path"] for row in all_rows if row["media_type"] == "sitemap"] == ["sitemap.xml"]
 
 
 def test_robots_txt_forbids_what_is_planted_as_forbidden_and_nothing_else(sample: Path, rows: list[Row]) -> None:

@@ -60,17 +60,16 @@ def test_a_cell_is_shown_as_it_is_whatever_is_in_it() -> None:
 def test_sources_say_how_fresh_they_are_and_what_is_due(spark: SparkSession) -> None:
     day = timedelta(days=1)
     rows: list[tuple[Any, ...]] = [
-        ("web", None, NOW - 3 * day, NOW - day),
-        ("web", "not_found", NOW - day, NOW + day),
-        ("web", "deferred", None, NOW),
-        ("photos", None, NOW, None),
+        ("web", "page", None, NOW - 3 * day, NOW - day),
+        ("web", None, "not_found", NOW - day, NOW + day),
+        ("web", "sitemap", "deferred", None, NOW),
+        ("photos", "image", None, NOW, None),
     ]
-    documents = spark.createDataFrame(
-        rows, "source STRING, error STRING, fetched_at TIMESTAMP, next_fetch_at TIMESTAMP"
-    )
+    ddl = "source STRING, media_type STRING, error STRING, fetched_at TIMESTAMP, next_fetch_at TIMESTAMP"
+    documents = spark.createDataFrame(rows, ddl)
     found = [row.asDict() for row in freshness(documents, NOW).collect()]
-    counts = [(row["source"], row["documents"], row["errors"], row["due"]) for row in found]
-    assert counts == [("photos", 1, 0, 0), ("web", 3, 2, 2)]
+    counts = [(row["source"], row["documents"], row["pages"], row["errors"], row["due"]) for row in found]
+    assert counts == [("photos", 1, 0, 0, 0), ("web", 3, 2, 2, 2)]
     assert [(row["newest"].astimezone(NOW.tzinfo), row["oldest"].astimezone(NOW.tzinfo)) for row in found] == [
         (NOW, NOW),
         (NOW - day, NOW - 3 * day),
