@@ -7,16 +7,16 @@ import ipaddress
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 import yarl
 from aiohttp.connector import Connection
 
-from jobs.addresses import Dialled, Exemptions, checked_socket, dialled, is_public
+from jobs.addresses import Dialled, checked_socket, dialled, is_public
+from jobs.fetch_settings import Settings
 from jobs.outcomes import Failure, Trace, exception_failure, plain
-from jobs.packs import Body, Packs, StorageFailed
+from jobs.packs import Body, StorageFailed
 from jobs.robots import AGENT
 from jobs.urls import InvalidUrl, Url, canonical_url
 
@@ -27,17 +27,6 @@ DRAINED_BYTES = 16 << 10  # an unwanted body up to this is read, so that its con
 DRAIN_S = 1.0  # for no longer than this: a new connection costs less
 MEDIA_TYPES = "image/*, video/*"
 Refuse = Callable[[aiohttp.ClientResponse], Failure | None]  # why not to read a body, from status and headers
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wire:
-    """How exchanges are made; `packs` is where large bodies go, None: all are kept in memory."""
-
-    contact: str | None  # None: nothing but the exemptions may be dialled
-    exemptions: Exemptions
-    connect_timeout_s: float
-    timeout_s: float
-    packs: Packs | None
 
 
 class _Connector(aiohttp.TCPConnector):
@@ -52,19 +41,19 @@ class _Connector(aiohttp.TCPConnector):
 
 
 @asynccontextmanager
-async def opened_session(wire: Wire) -> AsyncIterator[aiohttp.ClientSession]:
+async def opened_session(settings: Settings) -> AsyncIterator[aiohttp.ClientSession]:
     """A session that dials what it may, keeps no cookie, follows no proxy and tries nothing again by itself."""
     connector = _Connector(
         limit=0,
         ttl_dns_cache=300,
-        socket_factory=checked_socket(wire.exemptions, public=wire.contact is not None),
+        socket_factory=checked_socket(settings.exemptions, public=settings.contact is not None),
     )
-    agent = AGENT if wire.contact is None else f"{AGENT} (+{wire.contact})"
+    agent = AGENT if settings.contact is None else f"{AGENT} (+{settings.contact})"
     async with aiohttp.ClientSession(
         connector=connector,
         trust_env=False,  # a proxy of the environment would dial for us, unchecked
         cookie_jar=aiohttp.DummyCookieJar(),
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=wire.connect_timeout_s),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=settings.connect_timeout_s),
         headers={"User-Agent": agent, "Accept": MEDIA_TYPES, "Accept-Encoding": "identity"},
     ) as session:
         # aiohttp would ask again by itself after a lost connection: unseen in the attempts, and without the delay.
@@ -72,14 +61,14 @@ async def opened_session(wire: Wire) -> AsyncIterator[aiohttp.ClientSession]:
         yield session
 
 
-def refused_literal(url: Url, wire: Wire) -> str | None:
+def refused_literal(url: Url, settings: Settings) -> str | None:
     """Why the host of a URL must not be dialled, where that is an address that can be told without asking anybody."""
     parsed = yarl.URL(url.href, encoded=True)
     try:
         address = ipaddress.ip_address(parsed.host or "")
     except ValueError:
         return None
-    if (address, parsed.port) in wire.exemptions or (wire.contact is not None and is_public(address)):
+    if (address, parsed.port) in settings.exemptions or (settings.contact is not None and is_public(address)):
         return None
     return f"{address} port {parsed.port} is not public"
 
@@ -95,8 +84,8 @@ def location(trace: Trace, url: Url) -> Url:
 class Exchanges:
     """The exchanges of one session, which share the places for large bodies."""
 
-    def __init__(self, wire: Wire, session: aiohttp.ClientSession) -> None:
-        self.wire, self.session = wire, session
+    def __init__(self, settings: Settings, session: aiohttp.ClientSession) -> None:
+        self.settings, self.session = settings, session
         self._large = asyncio.Semaphore(N_LARGE)
 
     async def get(
@@ -120,7 +109,7 @@ class Exchanges:
         dialled.set(seen)
         started = time.perf_counter()
         try:
-            async with asyncio.timeout(self.wire.timeout_s) as deadline:
+            async with asyncio.timeout(self.settings.timeout_s) as deadline:
                 there = yarl.URL(url.href, encoded=True)
                 response = await self.session.get(there, allow_redirects=False, headers=headers)
                 answered()
@@ -129,7 +118,7 @@ class Exchanges:
         except (Failure, StorageFailed):
             raise
         except Exception as e:
-            raise exception_failure(e, seen, self.wire.timeout_s) from e
+            raise exception_failure(e, seen, self.settings.timeout_s) from e
         finally:
             trace.ms += (time.perf_counter() - started) * 1e3
 
@@ -151,7 +140,7 @@ class Exchanges:
     async def _read(
         self, response: aiohttp.ClientResponse, trace: Trace, deadline: asyncio.Timeout, max_bytes: int
     ) -> Body:
-        body = Body(self.wire.packs)
+        body = Body(self.settings.packs)
         try:
             async for chunk in response.content.iter_any():
                 was_large = body.size_bytes > LARGE_BYTES

@@ -14,7 +14,7 @@ from typing import Any
 
 import aiohttp
 
-from jobs.exchange import Exchanges, Refuse, Wire, location, opened_session, refused_literal
+from jobs.exchange import Exchanges, Refuse, location, opened_session, refused_literal
 from jobs.fetch_settings import Settings
 from jobs.files import read_all
 from jobs.handover import Handover, handed_over
@@ -72,9 +72,9 @@ class _Crawler:
     """The state of one call of `fetch`."""
 
     def __init__(
-        self, settings: Settings, session: aiohttp.ClientSession, wire: Wire, handover: Handover[Outcome | HostState]
+        self, settings: Settings, session: aiohttp.ClientSession, handover: Handover[Outcome | HostState]
     ) -> None:
-        self.settings, self.exchanges = settings, Exchanges(wire, session)
+        self.settings, self.exchanges = settings, Exchanges(settings, session)
         manners = Manners(
             max_connections=settings.max_connections_per_host,
             delay_s=settings.delay_s,
@@ -228,7 +228,7 @@ class _Crawler:
                 raise Failure(ErrorCode.REDIRECT_REFUSED, str(e)) from e
             if (reason := self.settings.taken_down.of_url(doc_id(url.href), url.host)) is not None:
                 raise Failure(ErrorCode.TAKEN_DOWN, f"redirect to {url.href}: {reason}")
-            if (reason := refused_literal(url, self.exchanges.wire)) is not None:
+            if (reason := refused_literal(url, self.settings)) is not None:
                 raise Failure(ErrorCode.BLOCKED_ADDRESS, reason)
             if registrable(url.host) != registrable(request.host) and n_redirects < self.settings.max_redirects:
                 raise _Moved(url, n_redirects + 1)
@@ -338,15 +338,8 @@ async def fetch_all(
             queues[request.host].append(request)
         else:
             files.append(request)
-    wire = Wire(
-        contact=settings.contact,
-        exemptions=settings.exemptions,
-        connect_timeout_s=settings.connect_timeout_s,
-        timeout_s=settings.timeout_s,
-        packs=settings.packs,
-    )
-    async with opened_session(wire) as session:
-        crawler = _Crawler(settings, session, wire, handover)
+    async with opened_session(settings) as session:
+        crawler = _Crawler(settings, session, handover)
         crawler.restore(known)
         for name, queue in queues.items():
             crawler.domains.add(registrable(name))

@@ -7,7 +7,7 @@ import re
 import socket
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 
 import aiohttp
@@ -25,7 +25,8 @@ from jobs.addresses import (
     parse_exemptions,
 )
 from jobs.config import ConfigError
-from jobs.exchange import Wire, opened_session
+from jobs.exchange import opened_session
+from jobs.fetch_settings import Settings
 from jobs.urls import InvalidUrl, canonical_url
 from tests.crawl_site import answer, serving
 
@@ -367,6 +368,19 @@ class Names(AbstractResolver):
         pass
 
 
+SETTINGS = Settings(
+    contact=None,
+    exemptions=frozenset(),
+    max_connections_per_host=1,
+    delay_s=0,
+    connect_timeout_s=1,
+    timeout_s=1,
+    max_bytes=10_000,
+    max_redirects=0,
+    max_attempts=1,
+)
+
+
 def asked_by(
     names: Names, urls: Sequence[str], exemptions: Exemptions, contact: str | None
 ) -> list[tuple[str, Dialled]]:
@@ -374,8 +388,7 @@ def asked_by(
 
     async def ask_all() -> list[tuple[str, Dialled]]:
         found = []
-        wire = Wire(contact=contact, exemptions=exemptions, connect_timeout_s=1, timeout_s=1, packs=None)
-        async with opened_session(wire) as session:
+        async with opened_session(replace(SETTINGS, contact=contact, exemptions=exemptions)) as session:
             connector = session.connector
             assert isinstance(connector, aiohttp.TCPConnector)
             connector._resolver = names
