@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 
 from benchmarks import (
     crawl_simulation,
+    crawl_speed,
     decode,
     dollars,
     gpu,
@@ -39,6 +40,7 @@ BENCHMARKS: Mapping[str, Callable[[], list[Row]]] = {
     "B12": lakes.growth_rows,
     "B13": gpu.rows,
     "B14": text.rows,
+    "C1": crawl_speed.rows,
     "C2": crawl_simulation.rows,
     "C3": recrawl.rows,
     "I1": int8.rows,

@@ -181,6 +181,18 @@ def _run(engine: Engine, n_files: int) -> tuple[float, float]:
     return float(answer["wall_s"]), max(after - before, sum(seen.values()) - own_before)
 
 
+def together(engines: Sequence[Engine], n_files: int) -> float:
+    """Wall seconds of a run of several engines at once, from its begin to the end of the last."""
+    started = time.perf_counter()
+    for engine in engines:
+        assert engine.process.stdin is not None
+        engine.process.stdin.write(f"{n_files}\n")
+        engine.process.stdin.flush()
+    for engine in engines:
+        _answer(engine.name, engine.process, BUILD / f"{engine.name}.log")
+    return time.perf_counter() - started
+
+
 def interleaved(
     engines: Sequence[Engine], few: int, many: int, *, images_per_file: int, n_rounds: int
 ) -> Mapping[str, str]:

@@ -109,9 +109,14 @@ PATTERNS = (
 
 def peers_python() -> Path:
     """The Python of the peers' own environment, installed if it is not there. Raises RuntimeError with what uv said."""
-    python = PEERS / "bin" / "python"
-    stamp = PEERS / "installed"
-    wanted = "\n".join([*PEER_PACKAGES, *(f"{name}=={version(name)}" for name in SHARED_PACKAGES)])
+    return installed(PEERS, [*PEER_PACKAGES, *(f"{name}=={version(name)}" for name in SHARED_PACKAGES)])
+
+
+def installed(folder: Path, packages: Sequence[str]) -> Path:
+    """The Python of an environment with these packages, made if it is not there; raises RuntimeError."""
+    python = folder / "bin" / "python"
+    stamp = folder / "installed"
+    wanted = "\n".join(packages)
     if stamp.exists() and stamp.read_text() == wanted:
         return python
     uv = Path(sys.executable).with_name("uv")
@@ -120,12 +125,12 @@ def peers_python() -> Path:
     if index:
         environment.setdefault("UV_DEFAULT_INDEX", index)
     for command in (
-        ["venv", "--quiet", "--clear", "--python", sys.executable, str(PEERS)],
-        ["pip", "install", "--quiet", "--python", str(python), *wanted.splitlines()],
+        ["venv", "--quiet", "--clear", "--python", sys.executable, str(folder)],
+        ["pip", "install", "--quiet", "--python", str(python), *packages],
     ):
         done = subprocess.run([str(uv), *command], env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise RuntimeError(f"the peers' environment could not be installed: {done.stderr[-2000:]}")
+            raise RuntimeError(f"the peers' environment {folder.name} could not be installed: {done.stderr[-2000:]}")
     stamp.write_text(wanted)
     return python
 

@@ -6,9 +6,10 @@ import asyncio
 import math
 import random
 from collections import defaultdict, deque
-from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator
+from collections.abc import Coroutine, Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -16,6 +17,7 @@ import aiohttp
 from jobs.exchange import Exchanges, Refuse, Wire, location, opened_session, refused_literal
 from jobs.fetch_settings import Settings
 from jobs.files import read_all
+from jobs.handover import Handover, handed_over
 from jobs.hosts import Counted, HostState, restore, state_of
 from jobs.outcomes import (
     REDIRECTS,
@@ -40,6 +42,7 @@ from jobs.turns import Item, Leave, Turns
 from jobs.urls import InvalidUrl, Url, canonical_url, doc_id, registrable
 from schemas.errors import RETRYABLE, ErrorCode, error
 
+HELD_BYTES = 128 << 20  # of bodies that were read and not yet taken: above, no turn is given
 PAGE_TYPES = "text/html, application/xhtml+xml, application/xml, */*;q=0.1"
 BAD_GATEWAY = frozenset({502, 504, *range(520, 530)})  # there is nobody behind what answers (520 to 529: Cloudflare's)
 NO_ANSWER = frozenset({ErrorCode.DNS_FAILURE, ErrorCode.CONNECTION_FAILED, ErrorCode.TIMEOUT})
@@ -68,7 +71,9 @@ def too_large(what: str, max_bytes: int) -> Failure:
 class _Crawler:
     """The state of one call of `fetch`."""
 
-    def __init__(self, settings: Settings, session: aiohttp.ClientSession, wire: Wire) -> None:
+    def __init__(
+        self, settings: Settings, session: aiohttp.ClientSession, wire: Wire, handover: Handover[Outcome | HostState]
+    ) -> None:
         self.settings, self.exchanges = settings, Exchanges(wire, session)
         manners = Manners(
             max_connections=settings.max_connections_per_host,
@@ -83,18 +88,17 @@ class _Crawler:
             deadline=now + settings.round_s,
             first_at=now + settings.delay_s if settings.is_resumed else -math.inf,
         )
-        self.turns = Turns(self.schedule)
-        self.turns.hold(0)
+        self.handover, self.n_put = handover, 0
+        self.turns = Turns(self.schedule, handover)
         self.rules = Rules(self.turns, self.get, settings.max_attempts, settings.backoff_s)
-        self.outcomes: asyncio.Queue[Outcome | None] = asyncio.Queue()  # bounded by HELD_BYTES
         self.counted: defaultdict[str, Counted] = defaultdict(Counted)
         self.reading = asyncio.Lock()  # a page or sitemap may take hundreds of megabytes while it is read
         self.domains: set[str] = set()  # that this call owns; a robots.txt may lead to others
 
     def put(self, outcome: Outcome) -> None:
-        """Give an outcome to the caller; what it holds is counted until it is taken."""
-        self.turns.hold(held_by(outcome))
-        self.outcomes.put_nowait(outcome)
+        """Give an outcome to the caller; what it holds is counted until it is done with."""
+        self.n_put += 1
+        self.handover.put(outcome, held_by(outcome))
 
     # -- over HTTP ------------------------------------------------------------------------------------------------
 
@@ -319,18 +323,17 @@ class _Crawler:
 
 
 async def fetch_all(
-    requests: Iterable[Request], settings: Settings, known: Iterable[HostState] = ()
-) -> AsyncGenerator[Outcome | HostState]:
-    """One outcome for each request, as they come, then what is to be kept of each host that was asked.
-
-    Requests of one host go in their order. All requests of a registrable domain must be in one call, which keeps to
-    the limits of its hosts by itself, from what is `known` of them. Raises nothing for the data.
-    """
+    handover: Handover[Outcome | HostState],
+    requests: Iterable[Request],
+    settings: Settings,
+    known: Iterable[HostState] = (),
+) -> None:
+    """`fetch` in an event loop: what comes goes to `handover`."""
     files: deque[Request] = deque()
     queues: defaultdict[str, list[Request]] = defaultdict(list)
-    n_left = 0
+    n_requests = 0
     for request in requests:
-        n_left += 1
+        n_requests += 1
         if request.root is None:
             queues[request.host].append(request)
         else:
@@ -343,50 +346,31 @@ async def fetch_all(
         packs=settings.packs,
     )
     async with opened_session(wire) as session:
-        crawler = _Crawler(settings, session, wire)
+        crawler = _Crawler(settings, session, wire, handover)
         crawler.restore(known)
         for name, queue in queues.items():
             crawler.domains.add(registrable(name))
             crawler.schedule.add(crawler.schedule.host(name), queue, priority=max(r.priority for r in queue))
-
-        async def work() -> None:
-            try:
-                await asyncio.gather(
-                    crawler.turns.give_all(crawler.begin, crawler.refuse),
-                    read_all(files, settings, crawler.turns, crawler.put),
-                )
-            finally:
-                crawler.outcomes.put_nowait(None)
-
-        working = asyncio.create_task(work())
         try:
-            while (outcome := await crawler.outcomes.get()) is not None:
-                crawler.turns.hold(-held_by(outcome))
-                n_left -= 1
-                yield outcome
-            await working
+            await asyncio.gather(
+                crawler.turns.give_all(crawler.begin, crawler.refuse),
+                read_all(files, settings, crawler.turns, crawler.put),
+            )
         finally:
-            working.cancel()
-            await asyncio.gather(working, return_exceptions=True)
             await crawler.rules.cancel()
-        if n_left:
-            raise RuntimeError(f"{n_left} requests have no outcome")
+        if crawler.n_put != n_requests:
+            raise RuntimeError(f"{crawler.n_put} of {n_requests} requests have an outcome")
         for state in crawler.states():
-            yield state
+            handover.put(state)
 
 
 def fetch(
     requests: Iterable[Request], settings: Settings, known: Iterable[HostState] = ()
 ) -> Iterator[Outcome | HostState]:
-    """`fetch_all` for callers without an event loop; it stands still while the caller keeps an outcome."""
+    """One outcome for each request, as they come, then what is to be kept of each host that was asked.
 
-    async def following(found: AsyncGenerator[Outcome | HostState]) -> Outcome | HostState | None:
-        return await anext(found, None)
-
-    found = fetch_all(requests, settings, known)
-    with asyncio.Runner() as runner:
-        try:
-            while (one := runner.run(following(found))) is not None:
-                yield one
-        finally:
-            runner.run(found.aclose())
+    Requests of one host go in their order. All requests of a registrable domain must be in one call, which keeps to
+    the limits of its hosts by itself, from what is `known` of them. Raises nothing for the data. Hosts are asked in a
+    thread of its own, also while the caller is busy, until HELD_BYTES wait for it.
+    """
+    return handed_over(partial(fetch_all, requests=requests, settings=settings, known=known), max_bytes=HELD_BYTES)

@@ -28,7 +28,7 @@ async def read_all(files: deque[Request], settings: Settings, turns: Turns, put:
     async def reader() -> None:
         while files:
             request = files.popleft()
-            await turns.room()
+            await turns.handover.room()
             try:
                 outcome = await asyncio.to_thread(read_file, request, settings)
             except StorageFailed:  # ours, not the data's

@@ -114,6 +114,8 @@ def stage_plan(
     until = F.col("next_fetch_at") <= F.lit(span.until)
     if generation:
         seen = known_as_seen(spark, lake, config.crawl.sources, until & (F.col("next_fetch_at") >= F.lit(span.since)))
+        if seen.isEmpty():  # nearly always, and cheap to see
+            return seen, {}
     else:
         seen = stage_sightings(spark, config, f"{lake.staging(run.run_id)}/sightings")
         if sites := [source for source in config.crawl.sources if source.kind == "site"]:

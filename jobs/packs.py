@@ -129,8 +129,12 @@ class Body:
                 begun = self.read()
                 self.file = tempfile.TemporaryFile()  # noqa: SIM115  (closed by `close`)
                 self.file.write(begun)
-            self.file.write(chunk)
-            self.file.flush()  # what does not fit is to be known here, not where the file is read
+            if len(chunk) == self.size_bytes and not self.is_large:
+                self.file = io.BytesIO(chunk)  # holds the chunk itself, which `read` gives back: not one copy
+                self.file.seek(0, io.SEEK_END)
+            else:
+                self.file.write(chunk)
+                self.file.flush()  # what does not fit is to be known here, not where the file is read
         except OSError as e:
             raise StorageFailed(f"{tempfile.gettempdir()}, {self.size_bytes} bytes of a body: {e}") from e
         self._digest.update(chunk)
@@ -147,6 +151,8 @@ class Body:
 
     def read(self) -> bytes:
         """All its bytes."""
+        if isinstance(self.file, io.BytesIO):
+            return self.file.getvalue()
         self.file.seek(0)
         return self.file.read()
 

@@ -67,7 +67,8 @@ class Rules:
 
     async def asked_for(self, url: Url) -> Robots | Failure:
         """The rules of an origin that are asked for; a failure where they cannot be had, which forbids all."""
-        return await asyncio.shield(self._of[url.origin])
+        known = self._of[url.origin]
+        return known.result() if known.done() else await asyncio.shield(known)
 
     async def of(self, url: Url, leave: Leave) -> Robots | Failure:
         """The rules of an origin, asked for if they are not yet."""

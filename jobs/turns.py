@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from jobs.handover import Handover
 from jobs.outcomes import Failure, Request
 from jobs.schedule import Host, Schedule, Turn
 from schemas.errors import ErrorCode
 
-HELD_BYTES = 128 << 20  # of bodies that were read and not yet taken: above, no turn is given
 Item = Request | asyncio.Future[Any]  # what waits for a turn: a request, or one under way that needs another
 
 
@@ -27,38 +28,26 @@ class Leave:
 
 @dataclass
 class Turns:
-    """The turns of one call of the fetcher, and the memory that holds it up."""
+    """The turns of one call of the fetcher, which are given while there is room for what comes of them."""
 
     schedule: Schedule[Item]
-    held_bytes: int = 0
-    _room: asyncio.Event = field(default_factory=asyncio.Event)
+    handover: Handover[Any]
+    _ended: deque[asyncio.Task[object]] = field(default_factory=deque)  # requests whose work is over
     _news: asyncio.Event = field(default_factory=asyncio.Event)  # an exchange is over, or something was queued
-
-    def hold(self, n_bytes: int) -> None:
-        """Count bytes that are held until they are taken (then negative)."""
-        self.held_bytes += n_bytes
-        if self.held_bytes > HELD_BYTES:
-            self._room.clear()
-        else:
-            self._room.set()
-
-    async def room(self) -> None:
-        """Wait until there is room for another body."""
-        await self._room.wait()
 
     async def give_all(
         self, begin: Callable[[Request, Leave], Coroutine[Any, Any, object]], refuse: Callable[[Request, str], None]
     ) -> None:
         """Begin each request when its turn comes, or refuse it with a reason, until nothing is queued or under way."""
-        under_way: set[asyncio.Task[None]] = set()
+        under_way: set[asyncio.Task[object]] = set()
         clock = asyncio.get_running_loop().time
         try:
             while True:
-                await self.room()
+                await self.handover.room()
                 self._news.clear()
-                while self._room.is_set() and (turn := self.schedule.take(clock())) is not None:
+                while self.handover.has_room and (turn := self.schedule.take(clock())) is not None:
                     if isinstance(turn.item, Request):
-                        under_way.add(self._begun(turn, begin(turn.item, leave := Leave(turn)), leave))
+                        under_way.add(self._begun(begin(turn.item, leave := Leave(turn)), leave))
                     else:
                         turn.item.set_result(turn)
                 while self.schedule.left_over:
@@ -68,13 +57,14 @@ class Turns:
                     else:
                         wait_s = host.closed_until - clock() if host.closed_until is not None else None
                         item.set_exception(Failure(ErrorCode.DEFERRED, reason, wait_s))
-                for task in [task for task in under_way if task.done()]:
-                    under_way.remove(task)
+                while self._ended:
+                    under_way.remove(task := self._ended.popleft())
                     task.result()  # what is raised here is not the data's fault
                 if not under_way and not self.schedule.n_queued:
                     return
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._news.wait(), self._pause_s(clock()))
+                with suppress(TimeoutError):  # not wait_for: Python 3.11's loses a cancellation that comes with news
+                    async with asyncio.timeout(self._pause_s(clock())):
+                        await self._news.wait()
         finally:
             for task in under_way:
                 task.cancel()
@@ -94,15 +84,15 @@ class Turns:
             leave.turn = None
             self._news.set()
 
-    def _begun(self, turn: Turn[Item], work: Coroutine[Any, Any, object], leave: Leave) -> asyncio.Task[None]:
-        async def doing() -> None:
-            try:
-                await work
-            finally:
-                self.give_back(leave)
-                self._news.set()
+    def _begun(self, work: Coroutine[Any, Any, object], leave: Leave) -> asyncio.Task[object]:
+        def ended(task: asyncio.Task[object]) -> None:
+            self.give_back(leave)
+            self._ended.append(task)
+            self._news.set()
 
-        return asyncio.create_task(doing())
+        task = asyncio.create_task(work)
+        task.add_done_callback(ended)
+        return task
 
     async def turn(self, name: str, leave: Leave) -> Turn[Item]:
         """Leave to make one exchange with a host: the one that the request came with, or its next. Raises Failure."""

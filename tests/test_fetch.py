@@ -221,6 +221,17 @@ def test_files_are_read_by_their_uri_and_judged_like_answers(tmp_path: Path) -> 
     assert found["a%20%C3%BC%23%3F.jpg"].next_fetch_at is None
 
 
+def test_hosts_are_asked_while_the_caller_is_busy() -> None:
+    with serving({f"/{n}": answer(body=jpeg()) for n in range(10)}) as site:
+        found = fetch(
+            [request(site, f"/{n}") for n in range(10)], replace(SETTINGS, exemptions=parse_exemptions([site.address]))
+        )
+        next(found)
+        time.sleep(1)
+        assert sorted(site.paths()) == sorted(["/robots.txt", *(f"/{n}" for n in range(10))])
+        assert all(one.error is None for one in found if isinstance(one, Outcome))
+
+
 def test_a_caller_that_stops_early_leaves_nothing_running() -> None:
     with serving({f"/{n}": answer(body=jpeg()) for n in range(50)}) as site:
         requests = [
@@ -229,6 +240,7 @@ def test_a_caller_that_stops_early_leaves_nothing_running() -> None:
         found = fetch(requests, replace(SETTINGS, exemptions=parse_exemptions([site.address]), delay_s=0.2))
         next(found)
         found.close()
+        time.sleep(0.1)  # what was sent before arrives
         n_asked = len(site.log)
         time.sleep(1)  # five pauses of the crawl
         assert len(site.log) == n_asked < 10

@@ -28,6 +28,8 @@ import pytest
 from jobs.addresses import parse_exemptions
 from jobs.fetch import fetch, fetch_all
 from jobs.fetch_settings import Settings
+from jobs.handover import Handover
+from jobs.hosts import HostState
 from jobs.outcomes import Outcome, Request
 from jobs.sites import Site as Bounds
 from jobs.urls import canonical_url, doc_id
@@ -595,12 +597,15 @@ def n_sockets(sites: Iterable[Site]) -> int:
 async def all_of(requests: Iterable[Request], settings: Settings) -> list[Outcome]:
     """The outcomes of one call of the fetcher, which leaves no task and no unseen exception behind."""
     unseen: list[dict[str, Any]] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: unseen.append(context))
-    found = [one async for one in fetch_all(requests, settings)]
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: unseen.append(context))
+    handover: Handover[Outcome | HostState] = Handover(loop, 1 << 40)  # all is taken at the end
+    await fetch_all(handover, requests, settings)
+    handover.end()
     assert asyncio.all_tasks() == {asyncio.current_task()}
     await asyncio.sleep(0.05)  # for what is closed soon
     assert unseen == []
-    return [one for one in found if isinstance(one, Outcome)]
+    return [one for one in handover.taken() if isinstance(one, Outcome)]
 
 
 def asked_at(site: Site, path: str, **known: Any) -> Request:
