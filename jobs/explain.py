@@ -161,7 +161,7 @@ def collect(spark: SparkSession, lake: Lake, text: str, *, expiry_s: float) -> d
     return {
         "lake": lake.uri,
         "document": _zoned(document) if document else None,
-        "page": known.get("page"),
+        "found_on": known.get("found_on"),
         "shows": known.get("shows", []),
         "same_media": sorted(others),
         "fetches": fetches,
@@ -199,7 +199,7 @@ def _pages_around(spark: SparkSession, lake: Lake, document: Facts) -> dict[str,
         return {}
     is_it = (F.col("doc_id") == doc_id(document["page_url"])) | (F.col("final_url") == document["page_url"])
     page = documents.where(is_it & F.col("media_type").isin(*PAGES)).select(*columns).first()
-    return {"page": page.asDict(recursive=True)} if page is not None else {}
+    return {"found_on": page.asDict(recursive=True)} if page is not None else {}
 
 
 def _zoned(row: Mapping[str, Any]) -> dict[str, Any]:

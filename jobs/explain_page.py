@@ -146,7 +146,7 @@ def _is_page(facts: Facts) -> bool:
 
 
 def _described(facts: Facts) -> Step:
-    rows, page = _fields(facts["document"] or {}), facts["page"]
+    rows, page = _fields(facts["document"] or {}), facts["found_on"]
     if page is not None:
         said = f"{page['media_type']} of source {page['source']}, depth {page['depth']}, doc_id {page['doc_id']}"
         rows.append({"field": "found on", "value": f"{said}: {_error(page['error']) or 'got it'}"})

@@ -88,7 +88,7 @@ def facts(text: str = "a cat") -> dict[str, Any]:
     return {
         "lake": "file:///lake",
         "document": rows.document("a", caption=text, url=f"http://example.org/{text}", error=None),
-        "page": None,
+        "found_on": None,
         "shows": [],
         "same_media": [],
         "fetches": [rows.fetch("a", error=ERROR | {"detail": text})],
@@ -128,7 +128,7 @@ def test_the_page_shows_hostile_texts_and_executes_none() -> None:
 
 def test_a_picture_tells_on_which_page_of_which_source_it_was_found() -> None:
     page = {"doc_id": "1" * 32, "url": "http://example.org/", "source": "site", "media_type": "page", "depth": 2}
-    told = {step.name: step.rows for step in steps(facts() | {"page": page | {"error": None}})}
+    told = {step.name: step.rows for step in steps(facts() | {"found_on": page | {"error": None}})}
     [found] = [row["value"] for row in told["document"] if row["field"] == "found on"]
     assert found == f"page of source site, depth 2, doc_id {'1' * 32}: got it"
 
@@ -200,11 +200,11 @@ def test_a_document_of_a_lake_is_explained_from_fetch_to_golden_set(
     by_media = lakelens(rows.media_id(name), capsys)
     assert {**by_media, "message": ""} == {**by_url, "message": ""}
 
-    page_of = by_url["page"]
+    page_of = by_url["found_on"]
     assert (page_of["source"], page_of["depth"]) == ("web", 0)
     crawled = lakelens(page_of["doc_id"], capsys)
     assert url in {row["url"] for row in crawled["shows"]} and crawled["commands"] == []
-    assert (crawled["media"], crawled["page"]) == (None, None)
+    assert (crawled["media"], crawled["found_on"]) == (None, None)
 
     refused = lakelens(rows.document(small_lake.NAMES[-1])["doc_id"], capsys)
     assert (refused["media"], refused["outcomes"]) == (None, [])
