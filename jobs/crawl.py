@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from jobs.addresses import hosts_without_contact, parse_exemptions
@@ -181,19 +181,22 @@ def run(spark: SparkSession, lake: Lake, config: Config, run: Run) -> JobResult:
     n_taken_down = mark_taken_down(spark, lake, read_takedowns(spark, lake))
     settings = replace(settings_of(config.crawl), packs=packs, is_resumed=run.resumed)
     span = Span(since=since, until=max(run.started, datetime.now(UTC)))
-    plan, counts = stage_plan(spark, lake, config, run, span)
-    if counts.get("describe"):
+    first = plan = stage_plan(spark, lake, config, run, span)
+    assert first is not None
+    if first.counts.get("describe"):
         run.check_owned()
-        describe(spark, lake, plan)
+        describe(spark, lake, first.described)
+    if not (later := first.fetched.where("wave IS NULL")).isEmpty():
+        run.check_owned()
+        merge_found(spark, lake, later)
     generation = 0
-    while fetch_waves(spark, lake, config, run, plan, settings, ends_at=ends_at):
+    while plan is not None and fetch_waves(spark, lake, config, run, plan.fetched, settings, ends_at=ends_at):
         generation += 1
         run.check_owned()
-        span = Span(since=since, until=datetime.now(UTC))
-        plan, left = stage_plan(spark, lake, config, run, span, generation)
-        if not left.get("fetch"):
-            break
-    message, metrics = counted(spark, lake, config, run, counts)
+        # What its host lets us ask for within a round is waited for.
+        span = Span(since=since, until=datetime.now(UTC) + timedelta(seconds=config.crawl.round_s))
+        plan = stage_plan(spark, lake, config, run, span, generation)
+    message, metrics = counted(spark, lake, config, run, first.counts)
     remove_folder(spark, lake.staging(run.run_id))
     return JobResult(
         status="finished", message=message, metrics=metrics | {"documents_taken_down": float(n_taken_down)}
@@ -203,15 +206,15 @@ def run(spark: SparkSession, lake: Lake, config: Config, run: Run) -> JobResult:
 def fetch_waves(
     spark: SparkSession, lake: Lake, config: Config, run: Run, plan: DataFrame, settings: Settings, *, ends_at: float
 ) -> bool:
-    """Fetch and commit a plan, wave by wave; whether there may be more to do, because hosts were asked for something.
+    """Fetch and commit a plan, wave by wave; whether it got anywhere, so that there may be more to do.
 
     After `ends_at`, on the monotonic clock, no wave begins: what is left of the plan is left to the next run.
     """
     from pyspark.sql import functions as F
 
-    due = plan.where("action = 'fetch'")
+    due = plan.where("wave IS NOT NULL")
     sizes = due.groupBy("wave").count().orderBy("wave").collect()
-    n_due, n_done, has_asked = sum(size["count"] for size in sizes), 0, False
+    n_due, n_done, n_settled = sum(size["count"] for size in sizes), 0, 0
     for number, size in enumerate(sizes, start=1):
         run.check_owned()
         if time.monotonic() > ends_at:
@@ -224,10 +227,11 @@ def fetch_waves(
         with told_to_tasks(spark, wave=number):
             stage_wave(spark, lake, due.where(F.col("wave") == size["wave"]), settings, uri)
         staged = spark.read.schema(schema_ddl(STAGED)).parquet(uri)
-        n_staged, n_asked = staged.agg(F.count("doc_id"), F.count_if(F.size("attempts") > 0)).collect()[0]
+        is_settled = F.expr("doc_id IS NOT NULL AND (NOT error.code <=> 'deferred' OR moved_to IS NOT NULL)")
+        n_staged, n_known = staged.agg(F.count("doc_id"), F.count_if(is_settled)).collect()[0]
         if n_staged != size["count"]:
             raise RuntimeError(f"{n_staged} documents were staged of {size['count']} planned")
         commit_wave(spark, lake, config, run, transaction)
         remove_folder(spark, uri)
-        n_done, has_asked = n_done + n_staged, has_asked or n_asked > 0
-    return has_asked
+        n_done, n_settled = n_done + n_staged, n_settled + n_known
+    return n_settled > 0

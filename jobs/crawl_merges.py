@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from jobs.frontier import DESCRIPTION
 from jobs.lake import Lake, read, repeated
 from jobs.runs import Run
+from jobs.sources import DESCRIPTION
 from jobs.taken_down import NOTHING_TAKEN_DOWN, Takedowns
+from jobs.urls import canonical_url, doc_id
 from schemas import DOCUMENTS, HOSTS
 from schemas.errors import ErrorCode
 from schemas.table import Table, schema_ddl
@@ -20,18 +21,21 @@ if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession
 
 NOT_YET = "seen, and not fetched yet"
+# Of a document that must not be had any more, what is forgotten.
+HAD = ("media_type", "media_id", "final_url", "etag", "last_modified", "next_fetch_at", "recrawl_s", "moved_to")
 PAGE_REFUSES = "the page that shows it says so"
 MAX_LISTED_BUCKETS = 200  # host buckets written into the MERGE condition; beyond, most files are touched anyway
 _TAKEN_DOWN = pa.schema([("doc_id", pa.string()), ("host_bucket", pa.int32()), ("reason", pa.string())])
 
 
 def merge_documents(spark: SparkSession, lake: Lake, staged: DataFrame) -> None:
-    source = staged.select(*DOCUMENTS.columns.names, "is_unchanged", "is_final")
+    source = staged.select(*DOCUMENTS.columns.names, "is_unchanged", "is_final", "was_opted_out", "was_fetched_at")
     times: dict[str, str | Column] = {
         "fetched_at": "coalesce(s.fetched_at, t.fetched_at)",
         "next_fetch_at": "s.next_fetch_at",
         "n_gone": "s.n_gone",
-        "moved_to": "s.moved_to",
+        # Where it has moved to stays until that was asked.
+        "moved_to": "IF(s.error.code <=> 'deferred', coalesce(s.moved_to, t.moved_to), s.moved_to)",
     }
     same: dict[str, str | Column] = {
         "etag": "coalesce(s.etag, t.etag)",
@@ -44,10 +48,13 @@ def merge_documents(spark: SparkSession, lake: Lake, staged: DataFrame) -> None:
     }
 
     def clauses(merge: Any) -> Any:
-        # A wave committed late does not undo what another run has seen since; what was had before outlives an error
-        # that is not final.
-        is_newer = "coalesce(s.fetched_at >= t.fetched_at, true)"
-        unchanged = merge.whenMatchedUpdate(
+        # A wave committed late does not undo what another run has seen since; a page that has refused it since it was
+        # planned is obeyed; what was had before outlives an error that is not final.
+        is_newer = "(t.fetched_at IS NULL OR coalesce(s.fetched_at, s.was_fetched_at) >= t.fetched_at)"
+        obeyed = merge.whenMatchedUpdate(
+            condition="t.opted_out AND NOT s.opted_out AND NOT s.was_opted_out", set={"fetched_at": times["fetched_at"]}
+        )
+        unchanged = obeyed.whenMatchedUpdate(
             condition=f"{is_newer} AND s.is_unchanged", set=_description() | times | same
         )
         was_had = "t.fetched_at IS NOT NULL AND t.error IS NULL"
@@ -60,7 +67,11 @@ def merge_documents(spark: SparkSession, lake: Lake, staged: DataFrame) -> None:
 
 
 def merge_found(spark: SparkSession, lake: Lake, seen: DataFrame) -> None:
-    """Write rows of `SIGHTINGS` that are asked for over HTTP into the frontier; what refuses to be had is not kept."""
+    """Write rows of `SIGHTINGS` that are asked for over HTTP into the frontier; what refuses to be had is not kept.
+
+    Of a document that is known they say what nobody has said, or what the same page says otherwise now: pages that show
+    the same picture, or a list that names it, do not take it from each other in turn.
+    """
     from pyspark.sql import functions as F
 
     columns = [name for name in DOCUMENTS.columns.names if name in seen.columns]
@@ -74,14 +85,16 @@ def merge_found(spark: SparkSession, lake: Lake, seen: DataFrame) -> None:
         F.when(is_refused, str(ErrorCode.OPTED_OUT)).otherwise(str(ErrorCode.DEFERRED)).alias("code"),
         F.when(is_refused, F.coalesce("s.opted_out_by", F.lit(PAGE_REFUSES))).otherwise(NOT_YET).alias("detail"),
     )
-    had = ("media_type", "media_id", "final_url", "etag", "last_modified", "next_fetch_at", "moved_to")
-    refused = _description() | {name: F.lit(None) for name in had}
-    refused |= {"opted_out": F.lit(True), "error": new["error"]}
-    differs = " OR ".join(f"NOT t.{name} <=> coalesce(s.{name}, t.{name})" for name in ("source", *DESCRIPTION))
+    is_same_page = "t.source = s.source AND t.page_url <=> s.page_url"
+    said: dict[str, str | Column] = {
+        name: f"IF({is_same_page}, coalesce(s.{name}, t.{name}), coalesce(t.{name}, s.{name}))" for name in DESCRIPTION
+    }
+    differs = " OR ".join(f"NOT (t.{name} <=> {value})" for name, value in said.items())
+    refused = said | {name: F.lit(None) for name in HAD} | {"opted_out": F.lit(True), "error": new["error"]}
 
     def clauses(merge: Any) -> Any:
         refuses = merge.whenMatchedUpdate(condition="s.opted_out AND NOT t.opted_out", set=refused)
-        describes = refuses.whenMatchedUpdate(condition=differs, set=_description())
+        describes = refuses.whenMatchedUpdate(condition=differs, set=said)
         return describes.whenNotMatchedInsert(values=new)
 
     _merge(spark, lake, DOCUMENTS, "doc_id", source, clauses)
@@ -117,9 +130,9 @@ def merge_hosts(spark: SparkSession, lake: Lake, run: Run, staged: DataFrame) ->
         found.unpersist()
 
 
-def describe(spark: SparkSession, lake: Lake, plan: DataFrame) -> None:
+def describe(spark: SparkSession, lake: Lake, described: DataFrame) -> None:
     """Write what sightings newly say of documents that are not fetched."""
-    source = plan.where("action = 'describe'").select("doc_id", "host_bucket", "source", *DESCRIPTION)
+    source = described.select("doc_id", "host_bucket", "source", *DESCRIPTION)
     _merge(spark, lake, DOCUMENTS, "doc_id", source, lambda merge: merge.whenMatchedUpdate(set=_description()))
 
 
@@ -139,11 +152,14 @@ def _merge(spark: SparkSession, lake: Lake, table: Table, key: str, source: Data
 
 
 def taken_down_batches(batches: Iterable[pa.RecordBatch], taken_down: Takedowns) -> Iterator[pa.RecordBatch]:
-    """Of batches of (doc_id, host_bucket, host, media_id) those that are taken down, with the reason."""
+    """Of batches of (doc_id, host_bucket, host, media_id, final_url) those that are taken down, with the reason."""
     for batch in batches:
         rows = []
         for row in batch.to_pylist():
+            there = canonical_url(row["final_url"]) if row["final_url"] is not None else None
             reason = taken_down.of_url(row["doc_id"], row["host"]) or taken_down.of_hash(row["media_id"] or "")
+            if reason is None and there is not None:
+                reason = taken_down.of_url(doc_id(there.href), there.host)
             if reason is not None:
                 if row["media_id"] is not None:  # the only word of which bytes are to be removed
                     reason = f"{reason}; it was media {row['media_id']}"
@@ -158,14 +174,13 @@ def mark_taken_down(spark: SparkSession, lake: Lake, taken_down: Takedowns) -> i
     if taken_down == NOTHING_TAKEN_DOWN:
         return 0
     known = read(spark, lake, DOCUMENTS).where("NOT error.code <=> 'taken_down'")
-    found = known.select("doc_id", "host_bucket", "host", "media_id").mapInArrow(
+    found = known.select("doc_id", "host_bucket", "host", "media_id", "final_url").mapInArrow(
         lambda batches: taken_down_batches(batches, taken_down), schema_ddl(_TAKEN_DOWN)
     )
     found = found.cache()
     try:
         n_found = found.count()
-        gone = {name: F.lit(None) for name in ("media_type", "media_id", "etag", "last_modified", "next_fetch_at")}
-        marked: dict[str, str | Column] = dict(gone)
+        marked: dict[str, str | Column] = {name: F.lit(None) for name in HAD}
         marked["error"] = "named_struct('stage', 'fetch', 'code', 'taken_down', 'detail', substr(s.reason, 1, 200))"
         if n_found:
             _merge(spark, lake, DOCUMENTS, "doc_id", found, lambda merge: merge.whenMatchedUpdate(set=marked))

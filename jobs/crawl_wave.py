@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -12,7 +12,7 @@ import pyarrow as pa
 from jobs.commit import find_commit, last_transaction, log_entries
 from jobs.config import Config
 from jobs.crawl_merges import PAGE_REFUSES, merge_documents, merge_found, merge_hosts
-from jobs.fetch import fetch
+from jobs.fetch import fetch, held_by
 from jobs.fetch_settings import Settings
 from jobs.frontier import PLANNED, REFUSAL, any_refusal, within_budgets
 from jobs.hosts import HostState
@@ -22,7 +22,7 @@ from jobs.outcomes import Outcome, Request
 from jobs.runs import Run, RunTakenOver
 from jobs.sources import SIGHTINGS
 from jobs.taken_down import Takedowns
-from jobs.urls import host_bucket, registrable
+from jobs.urls import doc_id, host_bucket, registrable
 from schemas import DOCUMENTS, FETCHES, HOSTS, MEDIA
 from schemas.errors import Error, ErrorCode, error
 from schemas.table import schema_ddl, spark_type
@@ -50,7 +50,7 @@ STAGED = pa.schema(
         pa.field("is_unchanged", pa.bool_()),
         pa.field("is_final", pa.bool_()),
         pa.field("attempts", pa.list_(_ATTEMPT)),
-        pa.field("n_attempts", pa.int32()),
+        *(PLANNED.field(name) for name in ("n_attempts", "was_opted_out", "was_fetched_at")),
         pa.field("found", pa.list_(pa.struct([f for f in SIGHTINGS if f.name != "ordinal"]))),
         pa.field("state", _STATE),
     ]
@@ -65,7 +65,8 @@ def staged_row(planned: Mapping[str, Any], outcome: Outcome | None, problem: Err
     row: dict[str, Any] = {name: planned.get(name) for name in DOCUMENTS.columns.names}
     row |= dict.fromkeys(("media_id", "final_url", "etag", "last_modified"))
     row["media_type"] = planned["expects"]  # a page or sitemap, also where it was not had
-    row |= {"n_attempts": planned["n_attempts"], "attempts": [], "is_unchanged": False, "is_final": True}
+    row |= {name: planned[name] for name in ("n_attempts", "was_opted_out", "was_fetched_at")}
+    row |= {"attempts": [], "is_unchanged": False, "is_final": True}
     if outcome is None:
         is_opt_out = problem is not None and problem["code"] == ErrorCode.OPTED_OUT
         return row | {"error": problem, "opted_out": is_opt_out, "n_gone": 0}
@@ -89,7 +90,7 @@ def staged_row(planned: Mapping[str, Any], outcome: Outcome | None, problem: Err
         **{name: getattr(outcome.facts, name) for name in _FACTS},
         "is_unchanged": outcome.is_unchanged,
         "is_final": outcome.is_final,
-        "attempts": [asdict(attempt) for attempt in outcome.attempts],
+        "attempts": [vars(attempt) for attempt in outcome.attempts],
         "found": None if outcome.found is None else [vars(one) for one in outcome.found],
     }
 
@@ -104,9 +105,10 @@ def refusal(planned: Mapping[str, Any], taken_down: Takedowns) -> Error | None:
         return error(ErrorCode.HTTP_CLIENT_ERROR, planned["problem"])
     if planned["opted_out"]:
         return error(ErrorCode.OPTED_OUT, planned["opted_out_by"] or PAGE_REFUSES)
-    if (reason := taken_down.of_url(planned["doc_id"], planned["host"])) is not None:
-        return error(ErrorCode.TAKEN_DOWN, reason)
-    return None
+    reason = taken_down.of_url(planned["doc_id"], planned["host"])
+    if reason is None and planned["fetch_url"] != planned["url"]:
+        reason = taken_down.of_url(doc_id(planned["fetch_url"]), planned["fetch_host"])
+    return error(ErrorCode.TAKEN_DOWN, reason) if reason is not None else None
 
 
 def request_of(planned: Mapping[str, Any]) -> Request:
@@ -137,11 +139,11 @@ def fetch_batches(batches: Iterable[pa.RecordBatch], settings: Settings) -> Iter
     n_bytes = 0
     for one in fetch(requests, settings, known):
         if isinstance(one, HostState):
-            state = asdict(one) | {"domain": registrable(one.host)}
+            state = vars(one) | {"domain": registrable(one.host)}
             rows.append({"host_bucket": host_bucket(one.host), "state": state})
         else:
             rows.append(staged_row(planned[one.request.doc_id], one))
-            n_bytes += len(one.content or b"")
+            n_bytes += held_by(one)
         if n_bytes >= BATCH_BYTES or len(rows) >= BATCH_ROWS:
             yield pa.RecordBatch.from_pylist(rows, schema=STAGED)
             rows, n_bytes = [], 0
@@ -176,7 +178,7 @@ def stage_wave(spark: SparkSession, lake: Lake, planned: DataFrame, settings: Se
         F.when(F.col("root").isNull(), F.col("domain")).otherwise(held).alias("together"),
     )
     asked = planned.where("root IS NULL").select("domain").distinct()
-    known = read(spark, lake, HOSTS).join(asked, on="domain", how="left_semi")  # redirects lead to any host of it
+    known = read(spark, lake, HOSTS).join(F.broadcast(asked), on="domain", how="left_semi")  # redirects lead to any
     states = known.select(
         *(F.lit(None).cast(spark_type(field.type)).alias(field.name) for field in PLANNED),
         F.struct(*(field.name for field in _STATE)).alias("state"),
@@ -194,7 +196,7 @@ def stage_wave(spark: SparkSession, lake: Lake, planned: DataFrame, settings: Se
     fetched = given.mapInArrow(task, schema_ddl(STAGED))
     # Rows may be a hundred megabytes: the sizes of row groups and pages are looked at after each, not each hundredth.
     checks = {"parquet.block.size.row.check.min": "1", "parquet.page.size.row.check.min": "1"}
-    fetched.write.mode("overwrite").options(**checks).parquet(uri)
+    fetched.write.mode("overwrite").options(**checks, compression="none").parquet(uri)  # most of it is pictures
 
 
 def commit_wave(spark: SparkSession, lake: Lake, config: Config, run: Run, transaction: int) -> None:
@@ -262,7 +264,9 @@ def found(staged: DataFrame) -> DataFrame:
     from pyspark.sql import functions as F
 
     rows = staged.select(F.explode("found").alias("one")).select("one.*")
-    one = F.min_by(F.struct(*rows.columns), F.coalesce("depth", F.lit(0))).alias("one")
+    # What is a page and a picture is a page; of a picture what says something of it comes first.
+    order = F.struct(F.col("expects").isNull(), "depth", F.col("caption").isNull(), "page_url")
+    one = F.min_by(F.struct(*rows.columns), order).alias("one")
     each = rows.groupBy("doc_id").agg(one, *any_refusal())
     names = [name for name in SIGHTINGS.names if name not in (*REFUSAL, "ordinal")]
     each = each.select(F.lit(0).cast("long").alias("ordinal"), *(f"one.{name}" for name in names), *REFUSAL)

@@ -189,17 +189,17 @@ def _pages_around(spark: SparkSession, lake: Lake, document: Facts) -> dict[str,
     """The crawled page that a document was found on, and at most 100 of the documents that a page shows."""
     from pyspark.sql import functions as F
 
-    documents = read(spark, lake, DOCUMENTS)
+    documents, around = read(spark, lake, DOCUMENTS), dict[str, Any]()
     columns = ("doc_id", "url", "source", "media_type", "depth", "error")
     if document["media_type"] in PAGES:
         names = [document["url"], *filter(None, [document["final_url"]])]
         shown = documents.where(F.col("page_url").isin(names)).select(*columns).orderBy("url").limit(100).collect()
-        return {"shows": [row.asDict(recursive=True) for row in shown]}
-    if document["page_url"] is None:
-        return {}
-    is_it = (F.col("doc_id") == doc_id(document["page_url"])) | (F.col("final_url") == document["page_url"])
-    page = documents.where(is_it & F.col("media_type").isin(*PAGES)).select(*columns).first()
-    return {"found_on": page.asDict(recursive=True)} if page is not None else {}
+        around["shows"] = [row.asDict(recursive=True) for row in shown]
+    if document["page_url"] is not None:
+        is_it = (F.col("doc_id") == doc_id(document["page_url"])) | (F.col("final_url") == document["page_url"])
+        page = documents.where(is_it & F.col("media_type").isin(*PAGES)).select(*columns).first()
+        around |= {"found_on": page.asDict(recursive=True)} if page is not None else {}
+    return around
 
 
 def _zoned(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import math
 import random
 from collections import defaultdict, deque
 from collections.abc import Coroutine, Iterable, Iterator
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
@@ -51,8 +50,8 @@ NO_ANSWER = frozenset({ErrorCode.DNS_FAILURE, ErrorCode.CONNECTION_FAILED, Error
 class _Moved(Exception):
     """An answer leads to a host that another task asks."""
 
-    def __init__(self, url: Url, n_redirects: int) -> None:
-        self.url, self.n_redirects = url, n_redirects
+    def __init__(self, url: Url) -> None:
+        self.url = url
 
 
 class _Unchanged(Exception):
@@ -231,7 +230,7 @@ class _Crawler:
             if (reason := refused_literal(url, self.settings)) is not None:
                 raise Failure(ErrorCode.BLOCKED_ADDRESS, reason)
             if registrable(url.host) != registrable(request.host) and n_redirects < self.settings.max_redirects:
-                raise _Moved(url, n_redirects + 1)
+                raise _Moved(url)
         raise Failure(ErrorCode.REDIRECT_REFUSED, f"more than {self.settings.max_redirects} redirects")
 
     async def document(self, request: Request, leave: Leave) -> Outcome:
@@ -251,14 +250,15 @@ class _Crawler:
             except _Moved as e:
                 moved = error(ErrorCode.DEFERRED, f"redirected to {e.url.href}")
                 attempts.append(trace.attempt(started_at, None))
-                led = replace(request, n_redirects=e.n_redirects)
-                return finished(led, attempts, moved, recrawl=recrawl, moved_to=e.url.href)
+                return finished(request, attempts, moved, recrawl=recrawl, moved_to=e.url.href)
             except Failure as e:
                 told = datetime.now(UTC) + timedelta(seconds=e.wait_s) if e.wait_s is not None else told
                 failed = error(e.code, e.detail)
-                if e.code == ErrorCode.DEFERRED and trace.http_status is None:  # nothing was asked of the host
+                if e.code == ErrorCode.DEFERRED:  # a host, this one or one that it led to, has no turn left
                     last = attempts[-1].error if attempts else failed
-                    return finished(request, attempts, last, recrawl=recrawl, told=self.turns.told(host) or told)
+                    if trace.n_requests:
+                        attempts.append(trace.attempt(started_at, failed))
+                    return finished(request, attempts, last, recrawl=recrawl, told=told)
                 attempts.append(trace.attempt(started_at, failed))
                 if e.code not in RETRYABLE or trace.robots == "unreachable":
                     return finished(request, attempts, failed, recrawl=recrawl, told=told, opted_out=trace.opted_out)

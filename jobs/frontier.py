@@ -18,9 +18,9 @@ from jobs.lake import Lake, read, remove_folder
 from jobs.outcomes import REDIRECTS
 from jobs.runs import Run
 from jobs.sites import PAGE, SITEMAP
-from jobs.sources import ROWS_PER_BATCH, SIGHTINGS, Part, SourceError, part_sightings, source_parts
+from jobs.sources import DESCRIPTION, ROWS_PER_BATCH, SIGHTINGS, Part, SourceError, part_sightings, source_parts
 from jobs.urls import host_bucket, registrable
-from jobs.waves import packed, per_round
+from jobs.waves import ANSWER_S, packed, per_round
 from schemas import DOCUMENTS, FETCHES, HOSTS
 from schemas.errors import RETRYABLE, ErrorCode
 from schemas.table import schema_ddl, spark_type
@@ -28,8 +28,6 @@ from schemas.table import schema_ddl, spark_type
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession
 
-# What a sighting says of a document; a later one that does not say it leaves what is known.
-DESCRIPTION = ("page_url", "page_title", "caption", "license")
 PART_ORDINALS = 100_000  # of what is held in folders and archives, numbered by one task: one cannot number a billion
 REFUSAL = ("opted_out", "opted_out_by")
 DUE_ORDINAL = 1 << 62  # of what is due of sites: after all that sources show
@@ -40,6 +38,8 @@ PART_SHIFT = 40  # an ordinal is the number of the source's part and the place i
 KNOWN = pa.schema(
     [
         ("was_had", pa.bool_()),
+        ("was_opted_out", pa.bool_()),
+        ("was_fetched_at", pa.timestamp("us", tz="UTC")),
         ("has_failed", pa.bool_()),
         ("media_id", pa.string()),
         ("final_url", pa.string()),
@@ -54,7 +54,7 @@ KNOWN = pa.schema(
     ]
 )
 PLANNED = pa.schema([*SIGHTINGS, *KNOWN])
-_PLAN = f"{schema_ddl(PLANNED)}, action STRING, domain STRING, wave BIGINT"
+_PLAN = f"{schema_ddl(PLANNED)}, domain STRING, wave BIGINT"
 _FAILED = pa.schema([*SIGHTINGS, pa.field("failure", pa.string())])
 
 
@@ -95,6 +95,15 @@ def stage_sightings(spark: SparkSession, config: Config, uri: str) -> DataFrame:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a generation of a crawl does."""
+
+    fetched: DataFrame  # rows of `PLANNED` with domain and wave; wave is null where this run will not come to it
+    described: DataFrame  # rows of `PLANNED` of which only what is said about them changed
+    counts: Mapping[str, int]  # sightings seen, distinct documents among them, and documents by action
+
+
+@dataclass(frozen=True, kw_only=True)
 class Span:
     """The time of a run: what was fetched before `since` was not by it, and what is due after `until` can wait."""
 
@@ -104,18 +113,19 @@ class Span:
 
 def stage_plan(
     spark: SparkSession, lake: Lake, config: Config, run: Run, span: Span, generation: int = 0
-) -> tuple[DataFrame, dict[str, int]]:
-    """The plan of a generation, see `stage_actions`: the first is of all that sources show and what is due of sites.
+) -> Plan | None:
+    """The plan of a generation: the first is of all that sources show and what is due of sites.
 
-    Those after it are of what the ones before have left: found on pages, led to another host, not reached in its round.
+    Those after it are of what the ones before have left: found on pages, led to another host, not reached in its round;
+    None where that is nothing.
     """
     from pyspark.sql import functions as F
 
     until = F.col("next_fetch_at") <= F.lit(span.until)
     if generation:
         seen = known_as_seen(spark, lake, config.crawl.sources, until & (F.col("next_fetch_at") >= F.lit(span.since)))
-        if seen.isEmpty():  # nearly always, and cheap to see
-            return seen, {}
+        if seen.isEmpty():  # nearly always: a scan, which costs less than a plan
+            return None
     else:
         seen = stage_sightings(spark, config, f"{lake.staging(run.run_id)}/sightings")
         if sites := [source for source in config.crawl.sources if source.kind == "site"]:
@@ -133,6 +143,7 @@ def known_as_seen(spark: SparkSession, lake: Lake, sources: Sequence[Source], co
     pairs = (F.lit(value) for source in sources for value in (source.name, source.priority))
     given = {
         "ordinal": F.lit(DUE_ORDINAL),
+        "opted_out": F.lit(False),  # such a document is due only where its error is to be tried again
         "priority": F.create_map(*pairs)[F.col("source")],
         "expects": F.when(F.col("media_type").isin(PAGE, SITEMAP), F.col("media_type")),
     }
@@ -148,16 +159,16 @@ def known_as_seen(spark: SparkSession, lake: Lake, sources: Sequence[Source], co
 
 def stage_actions(
     spark: SparkSession, lake: Lake, config: Config, run: Run, span: Span, seen: DataFrame, name: str
-) -> tuple[DataFrame, dict[str, int]]:
-    """Sightings, each document once, with what to do about it; and how many rows there are of each kind.
+) -> Plan:
+    """The plan of sightings, each document once.
 
-    `action` is `fetch` (new, due or changed), `describe` (only what is said about it changed) or `nothing`, and
-    `wave` numbers the waves of what is fetched. Documents this run already fetched are not due again, but for those
-    that an answer has led to another host.
+    What is done about one is `fetch` (new, due or changed), `describe` (only what is said about it changed) or
+    `nothing`. Documents this run already fetched are not due again, but for those that an answer has led to another
+    host. Where a page of a site is a sighting of another kind too, it is a page.
     """
     from pyspark.sql import functions as F
 
-    one = F.min_by(F.struct(*SIGHTINGS.names), "ordinal").alias("s")
+    one = F.min_by(F.struct(*SIGHTINGS.names), F.struct(F.col("expects").isNull(), "ordinal")).alias("s")
     first = seen.groupBy("doc_id").agg(one, *any_refusal(), F.count("*").alias("n"))
     first = first.select(*(f"s.{name}" for name in SIGHTINGS.names if name not in REFUSAL), *REFUSAL, "n")
     documents = read(spark, lake, DOCUMENTS)
@@ -168,13 +179,14 @@ def stage_actions(
         F.struct("source", *DESCRIPTION).alias("was"),
         was_had.alias("was_had"),
         F.col("error.code").alias("was_error"),
+        F.col("opted_out").alias("was_opted_out"),
         *("fetched_at", "next_fetch_at", "moved_to"),
         *("media_id", "final_url", "etag", "last_modified", "recrawl_s", "n_gone"),
     )
     ours = read(spark, lake, FETCHES).where(F.col("run_id") == run.run_id)
     is_redirect = F.col("http_status").isin(*REDIRECTS) & F.col("error").isNull()
     ours = ours.groupBy("doc_id").agg(
-        F.max("attempt").alias("n_attempts"), F.count_if(is_redirect).alias("n_redirects")
+        F.max("attempt").alias("n_attempts"), F.sum(F.when(is_redirect, F.col("n_requests"))).alias("n_redirects")
     )
     joined = first.join(known, on=["doc_id", "host_bucket"], how="left").join(ours, on="doc_id", how="left")
     moved = F.when(F.col("fetched_at") >= F.lit(span.since), F.col("moved_to"))
@@ -184,6 +196,8 @@ def stage_actions(
     actions = joined.select(
         *SIGHTINGS.names,
         F.coalesce("was_had", F.lit(False)).alias("was_had"),
+        F.coalesce("was_opted_out", F.lit(False)).alias("was_opted_out"),
+        F.col("fetched_at").alias("was_fetched_at"),
         F.coalesce(failed, F.lit(False)).alias("has_failed"),
         *("media_id", "final_url", "etag", "last_modified", "recrawl_s"),
         F.coalesce("n_gone", F.lit(0)).alias("n_gone"),
@@ -210,19 +224,22 @@ def action(span: Span, config: Config) -> Column:
 
     fetched_before = F.col("fetched_at").isNull() | (F.col("fetched_at") < F.lit(span.since))
     is_left = fetched_before | F.col("moved_to").isNotNull() | (F.col("was_error") == ErrorCode.DEFERRED)
-    changed = F.col("root").isNotNull() & ~F.col("etag").eqNullSafe(F.col("version"))
+    is_held, refuses = F.col("root").isNotNull(), F.col("opted_out") & ~F.col("was_opted_out")
+    changed = is_held & ~F.col("etag").eqNullSafe(F.col("version"))
+    failed = is_held & F.col("was_error").isin([str(code) for code in RETRYABLE])
     asked = F.col("was_error").isin(list(config.crawl.retry_errors))
-    due = F.col("was").isNull() | (is_left & ((F.col("next_fetch_at") <= F.lit(span.until)) | changed | asked))
+    is_time = F.col("next_fetch_at") <= F.lit(span.until)
+    was_unusable = F.col("fetched_at").isNull() & (F.col("was_error") == ErrorCode.HTTP_CLIENT_ERROR)
+    is_usable = was_unusable & F.col("problem").isNull()  # another row names it in full
+    due = F.col("was").isNull() | refuses | (is_left & (is_time | changed | failed | asked | is_usable))
     described = ~F.col("was").eqNullSafe(
         F.struct("source", *(F.coalesce(F.col(name), F.col(f"was.{name}")).alias(name) for name in DESCRIPTION))
     )
     return F.when(F.coalesce(due, F.lit(False)), "fetch").when(described, "describe").otherwise("nothing")
 
 
-def stage_waves(
-    spark: SparkSession, lake: Lake, config: Config, actions: DataFrame, staging: str, name: str
-) -> tuple[DataFrame, dict[str, int]]:
-    """Write rows of `PLANNED` with their action and `n` sightings as a plan, those to fetch with domain and wave.
+def stage_waves(spark: SparkSession, lake: Lake, config: Config, actions: DataFrame, staging: str, name: str) -> Plan:
+    """Write rows of `PLANNED` with their action and `n` sightings as a plan.
 
     In a wave a host has no more documents than its pauses let through in a round; of a host those of the highest
     priority come first, then those that have not failed before, in the order of the sources. Rows of a wave lie
@@ -238,11 +255,15 @@ def stage_waves(
         + F.floor(F.col("ordinal") % F.lit(1 << PART_SHIFT) / PART_ORDINALS),
     ).otherwise(0)
     remove_folder(spark, f"{staging}/{name}-actions")
-    actions.withColumn("part", part.cast("long")).write.parquet(f"{staging}/{name}-actions")
+    is_needed = F.col("action") != "nothing"  # of the others only the number
+    actions = actions.withColumn("part", part.cast("long"))
+    actions = actions.select("action", "n", *(F.when(is_needed, F.col(c)).alias(c) for c in (*PLANNED.names, "part")))
+    actions.write.parquet(f"{staging}/{name}-actions")
     ddl = schema_ddl(PLANNED) + ", action STRING, n BIGINT, part BIGINT"
     actions = spark.read.schema(ddl).parquet(f"{staging}/{name}-actions")
-    grouped = actions.groupBy("action", "fetch_host", "part").agg(F.count("*").alias("rows"), F.sum("n").alias("n"))
-    found = grouped.toArrow()
+    is_fetched = F.col("action") == "fetch"
+    hosts = [F.when(is_fetched, F.col(name)).alias(name) for name in ("fetch_host", "part")]
+    found = actions.groupBy(F.col("action"), *hosts).agg(F.count("*").alias("rows"), F.sum("n").alias("n")).toArrow()
     counts = {"seen": sum(found["n"].to_pylist()), "distinct": sum(found["rows"].to_pylist())}
     for row in found.group_by("action").aggregate([("rows", "sum")]).to_pylist():
         counts[row["action"]] = row["rows_sum"]
@@ -254,20 +275,23 @@ def stage_waves(
         crawl_delays(spark, lake, to_fetch),
         delay_s=config.crawl.delay_s,
         round_s=config.crawl.round_s,
+        run_s=config.crawl.max_hours * 3600,
         wave_documents=config.crawl.wave_documents or TASK_DOCUMENTS * spark.sparkContext.defaultParallelism,
     )
     where = spark.createDataFrame(places)
     order = Window.partitionBy("fetch_host", "part").orderBy(F.desc("priority"), "has_failed", "ordinal")
     fetched = actions.where("action = 'fetch'").join(where, on=["fetch_host", "part"], how="inner")
     place = F.col("start") + F.row_number().over(order) - 1
-    wave = (F.col("first_wave") + F.floor(place / F.col("per_wave"))).cast("long").alias("wave")
-    fetched = fetched.select(*PLANNED.names, "action", "domain", wave)
-    others = actions.where("action != 'fetch'").select(
-        *PLANNED.names, "action", F.lit(None).cast("string").alias("domain"), F.lit(None).cast("long").alias("wave")
-    )
-    planned = fetched.unionByName(others).repartition("wave").sortWithinPartitions("wave")
+    wave = (F.col("first_wave") + F.floor(place / F.col("per_wave"))).cast("long")
+    fetched = fetched.withColumn("wave", F.when(place < F.col("most"), wave)).select(*PLANNED.names, "domain", "wave")
+    spread = F.when(F.col("wave").isNull(), F.xxhash64("doc_id"))
+    planned = fetched.repartition("wave", spread).sortWithinPartitions("wave")
     planned.write.mode("overwrite").parquet(f"{staging}/{name}")
-    return spark.read.schema(_PLAN).parquet(f"{staging}/{name}"), counts
+    return Plan(
+        fetched=spark.read.schema(_PLAN).parquet(f"{staging}/{name}"),
+        described=actions.where("action = 'describe'"),
+        counts=counts,
+    )
 
 
 def crawl_delays(spark: SparkSession, lake: Lake, found: pa.Table) -> Mapping[str, float]:
@@ -279,21 +303,30 @@ def crawl_delays(spark: SparkSession, lake: Lake, found: pa.Table) -> Mapping[st
 
 
 def hosts_in_waves(
-    found: pa.Table, delays_s: Mapping[str, float], *, delay_s: float, round_s: float, wave_documents: int
+    found: pa.Table,
+    delays_s: Mapping[str, float],
+    *,
+    delay_s: float,
+    round_s: float,
+    run_s: float,
+    wave_documents: int,
 ) -> pa.Table:
     """For each (fetch_host, part), sorted, with its number of `rows`: what numbers its documents and their waves.
 
-    What is held in folders and archives has no host and owes no pause.
+    What is held in folders and archives has no host and owes no pause. Of a host there are at most as many documents as
+    its pauses let through in a run, and one where a pause outlasts a round.
     """
     rows, encoded = np.asarray(found["rows"], np.int64), found["fetch_host"].dictionary_encode()
     names = encoded.combine_chunks()  # sorted, so the codes are too
     hosts, index = names.dictionary.to_pylist(), names.indices.to_numpy()
     n_documents = np.bincount(index, weights=rows, minlength=len(hosts)).astype(np.int64)
     pauses = np.array([max(delay_s, delays_s.get(host, 0.0)) if host else 0.0 for host in hosts], np.float64)
+    let_through = np.where(pauses > round_s, 1, np.maximum(1, run_s / (pauses + ANSWER_S)))
+    most = np.where(pauses > 0, np.minimum(n_documents, let_through), n_documents).astype(np.int64)
     limits = per_round(pauses, round_s=round_s, wave_documents=wave_documents)
     # Documents lie by the bucket of their host: hosts of near buckets in one wave, so that its MERGE touches few files.
     near = np.array([host_bucket(host) for host in hosts], np.int64)
-    first, per_wave = packed(n_documents, limits, wave_documents=wave_documents, near=near)
+    first, per_wave = packed(most, limits, wave_documents=wave_documents, near=near)
     before = np.cumsum(rows) - rows
     start = before - before[np.searchsorted(index, index)]
     return pa.table(
@@ -301,6 +334,7 @@ def hosts_in_waves(
             "fetch_host": found["fetch_host"],
             "part": found["part"],
             "start": pa.array(start, pa.int64()),
+            "most": pa.array(most[index], pa.int64()),
             "first_wave": pa.array(first[index], pa.int64()),
             "per_wave": pa.array(per_wave[index], pa.int64()),
             "domain": pa.array([registrable(host) if host else "" for host in hosts], pa.string()).take(names.indices),

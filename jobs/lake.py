@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from jobs.writer_lock import WRITER_LOCK, check_same_store
-from schemas import TABLES, Table
+from schemas import MEDIA, TABLES, Table
 from schemas.table import create_ddl, schema_ddl, schema_difference
 
 if TYPE_CHECKING:
@@ -256,6 +256,8 @@ def append(
 ) -> None:
     """Append rows; with `app_id` and `transaction`, dropped silently by Delta where that version is already there."""
     writer = df.select(*table.columns.names).write.format("delta").mode("append")
+    if table is MEDIA:  # pictures and videos are compressed: to try again takes a fifth of the time of writing them
+        writer = writer.option("compression", "none")
     if app_id is not None and transaction is not None:
         writer = writer.option("txnAppId", app_id).option("txnVersion", transaction)
     if owner is not None:

@@ -240,8 +240,8 @@ def next_fetch(
     code = problem["code"]
     if code == ErrorCode.DEFERRED:  # for no fault of its own: as soon as its host may be asked
         return now
-    if code in RETRYABLE:
-        return now + RETRY_LATER
+    if code in RETRYABLE:  # of a file: by the next run that its source is listed in
+        return now + RETRY_LATER if request.root is None else None
     if not is_final:
         return now + timedelta(seconds=recrawl.least_s * 2 ** (n_gone - 1))
     # A robots.txt may come to allow it.

@@ -39,18 +39,21 @@ class Rules:
     backoff_s: float
     kept: dict[str, HostState] = field(default_factory=dict)  # what is known of robots.txt, by host
     _of: dict[str, asyncio.Future[Robots | Failure]] = field(default_factory=dict)  # by origin
+    _unread: dict[str, str | None] = field(default_factory=dict)  # robots.txt of an earlier run, by origin
 
     def restore(self, states: Iterable[HostState]) -> None:
-        """Go on with rules that an earlier run had, where they may still be gone by."""
-        wall, loop = datetime.now(UTC), asyncio.get_running_loop()
+        """Go on with rules that an earlier run had, where they may still be gone by; they are read when asked for."""
+        wall = datetime.now(UTC)
         for state in states:
             if is_fresh(state, wall) and state.robots_origin is not None:
                 self.kept[state.host] = state
-                self._of[state.robots_origin] = loop.create_future()
-                self._of[state.robots_origin].set_result(robots_of(state.robots))
+                self._unread[state.robots_origin] = state.robots
 
     def are_known(self, url: Url) -> bool:
         """Whether the rules of a URL's origin are there, or asked for."""
+        if url.origin in self._unread:
+            self._of[url.origin] = asyncio.get_running_loop().create_future()
+            self._of[url.origin].set_result(robots_of(self._unread.pop(url.origin)))
         return url.origin in self._of
 
     def sitemaps(self, url: Url) -> tuple[str, ...]:
@@ -72,7 +75,7 @@ class Rules:
 
     async def of(self, url: Url, leave: Leave) -> Robots | Failure:
         """The rules of an origin, asked for if they are not yet."""
-        if url.origin not in self._of:
+        if not self.are_known(url):
             self.ask(url, leave)
         elif not self._of[url.origin].done():
             self.turns.give_back(leave)  # who asks for them may need this very turn

@@ -151,7 +151,7 @@ def found_in_page(
     if depth < site.depth and not page.directives & {"nofollow", "none"}:
         shown = {media.url for media in page.media}
         links = (link.url for link in page.links if not link.nofollow and link.url not in shown)
-        yield from _pages(site, links, hosts, depth=depth + 1)
+        yield from _pages(site, links, hosts, page_url=url, depth=depth + 1)
 
 
 def found_in_sitemap(site: Site, answer: Answer, hosts: frozenset[str], *, depth: int) -> Iterator[Sighting]:
@@ -160,7 +160,7 @@ def found_in_sitemap(site: Site, answer: Answer, hosts: frozenset[str], *, depth
     Pages stand on `hosts`, sitemaps on these or beside the index that names them.
     """
     sitemap, part = read_sitemap(answer.body, answer.url, drop=site.drop), site.part
-    yield from _pages(site, sitemap.pages, hosts, depth=0)
+    yield from _pages(site, sitemap.pages, hosts, page_url=answer.url, depth=0)
     if depth < 1:  # an index names sitemaps, and no index
         near = hosts | {_host(answer.url)}
         for url in sitemap.sitemaps:
@@ -173,8 +173,8 @@ def found_in_sitemap(site: Site, answer: Answer, hosts: frozenset[str], *, depth
         yield row_sighting(row | {"license": media.license}, part)
 
 
-def _pages(site: Site, urls: Iterable[str], hosts: frozenset[str], *, depth: int) -> Iterator[Sighting]:
+def _pages(site: Site, urls: Iterable[str], hosts: frozenset[str], *, page_url: str, depth: int) -> Iterator[Sighting]:
     for url in urls:
-        found = row_sighting({"url": url}, site.part, held={"expects": PAGE, "depth": depth})
+        found = row_sighting({"url": url, "page_url": page_url}, site.part, held={"expects": PAGE, "depth": depth})
         if found.problem is None and found.host in hosts and is_trap(found.url) is None:
             yield found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -208,6 +209,9 @@ def row_sighting(
             href, host = url.href, url.host
         except InvalidUrl as e:
             href, problem = (own_url, None) if own_url is not None else (href, str(e))
+    else:  # a row that cannot be used may still be the URL of a document, which is one wherever it is named
+        with suppress(InvalidUrl):
+            host = url.host if (url := canonical_url(href)).href == href else ""
     href = _valid(href)
     said: dict[str, Any] = {name: _text_of(row.get(name)) for name in DESCRIPTION}
     return Sighting(

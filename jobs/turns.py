@@ -55,8 +55,7 @@ class Turns:
                     if isinstance(item, Request):
                         refuse(item, reason)
                     else:
-                        wait_s = host.closed_until - clock() if host.closed_until is not None else None
-                        item.set_exception(Failure(ErrorCode.DEFERRED, reason, wait_s))
+                        item.set_exception(Failure(ErrorCode.DEFERRED, reason, self.wait_s(host)))
                 while self._ended:
                     under_way.remove(task := self._ended.popleft())
                     task.result()  # what is raised here is not the data's fault
@@ -122,8 +121,13 @@ class Turns:
         self.schedule.open_gate(self.schedule.host(name), crawl_delay_s=crawl_delay_s, now=now)
         self._news.set()
 
+    def wait_s(self, host: Host[Item]) -> float | None:
+        """How long a host is not to be asked: it is left alone, or owes a pause; None where it may be."""
+        until = host.closed_until if host.closed_until is not None else host.next_at
+        wait_s = until - asyncio.get_running_loop().time()
+        return wait_s if 0 < wait_s < math.inf else None
+
     def told(self, host: Host[Item]) -> datetime | None:
-        """Until when a host is left alone, None for one that is not."""
-        if host.closed_until is None:
-            return None
-        return datetime.now(UTC) + timedelta(seconds=host.closed_until - asyncio.get_running_loop().time())
+        """Until when a host is not to be asked, None where it may be."""
+        wait_s = self.wait_s(host)
+        return datetime.now(UTC) + timedelta(seconds=wait_s) if wait_s is not None else None

@@ -13,12 +13,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from jobs import crawl, crawl_wave, frontier
+from jobs import crawl, crawl_merges, crawl_wave, frontier
 from jobs.config import Config, ConfigError, load_config
 from jobs.crawl_report import crawl_report
 from jobs.lake import Lake, append, open_lake, read
 from jobs.runs import Run
 from jobs.sources import SourceError, row_sighting
+from jobs.taken_down import Takedowns
 from jobs.urls import host_bucket
 from schemas import DOCUMENTS, FETCHES, HOSTS, MEDIA, TAKEDOWNS
 from tests import archive_files as archives
@@ -64,6 +65,12 @@ def run_of(run_id: str) -> Run:
 
 def span_of(run: Run) -> frontier.Span:
     return frontier.Span(since=run.started, until=run.started)
+
+
+def planned_of(spark: Any, lake: Lake, config: Config, run: Run) -> Any:
+    plan = frontier.stage_plan(spark, lake, config, run, span_of(run))
+    assert plan is not None
+    return plan.fetched
 
 
 def keyed(spark: Any, lake: Lake) -> dict[str, Any]:
@@ -144,9 +151,9 @@ def test_a_wave_that_was_staged_and_partly_committed_is_finished_by_the_next_att
     with serving(PAGES) as site:
         config = config_of(site, write_list(tmp_path, site), folder)
         run = run_of("cut.crawl")
-        plan, _ = frontier.stage_plan(spark, lake, config, run, span_of(run))
+        plan = planned_of(spark, lake, config, run)
         [first] = plan.where("url LIKE '%/a.jpg'").collect()
-        planned = plan.where(f"action = 'fetch' AND wave = {first.wave}")
+        planned = plan.where(f"wave = {first.wave}")
         uri = crawl_wave.wave_uri(lake, run, 0)
         crawl_wave.stage_wave(spark, lake, planned, crawl.settings_of(config.crawl), uri)
         n_asked = site.paths().count("/a.jpg")
@@ -182,10 +189,10 @@ def test_of_a_host_a_wave_has_what_its_pauses_let_through_the_highest_priority_f
     row = rows.host("slow.example", crawl_delay_s=1.7)
     append(frame_of(spark, HOSTS, [row]), lake, HOSTS)
     run = run_of("one.crawl")
-    plan, counts = frontier.stage_plan(spark, lake, config, run, span_of(run))
-    assert counts == {"seen": 32, "distinct": 28, "fetch": 28}
+    plan = frontier.stage_plan(spark, lake, config, run, span_of(run))
+    assert plan is not None and plan.counts == {"seen": 32, "distinct": 28, "fetch": 28}
     waves: dict[str, list[int]] = {}
-    for found in plan.orderBy("ordinal").collect():
+    for found in plan.fetched.orderBy("ordinal").collect():
         waves.setdefault(found["host"], []).append(found["wave"])
     assert {host: max(map(numbers.count, numbers)) for host, numbers in waves.items()} == {
         "slow.example": 2,  # of 0.9 * 4 s, at 1.7 s each
@@ -516,3 +523,54 @@ def test_a_host_has_a_budget_of_pages_and_any_page_may_refuse_what_it_shows(spar
 
 def page_at(depth: int) -> dict[str, Any]:
     return {"expects": "page", "depth": depth}
+
+
+def test_of_a_host_a_run_plans_what_its_pauses_let_through_and_one_where_a_pause_outlasts_a_round() -> None:
+    found = pa.table({"fetch_host": ["", "fast", "slow", "slower"], "part": [0] * 4, "rows": [9, 50, 50, 50]})
+    limits = {"delay_s": 0.0, "round_s": 100.0, "run_s": 1000.0, "wave_documents": 20}
+    waves = frontier.hosts_in_waves(found, {"slow": 60.0, "slower": 101.0}, **limits)
+    assert waves["most"].to_pylist() == [9, 50, 16, 1]
+    assert waves["per_wave"].to_pylist() == [9, 17, 1, 1]
+
+
+def test_a_document_is_taken_down_with_its_host_and_with_the_host_that_it_has_moved_to() -> None:
+    planned = {"problem": None, "opted_out": False, "doc_id": "0", "host": "a.example", "url": "http://a.example/"}
+    planned |= {"fetch_url": "http://b.example/", "fetch_host": "b.example"}
+    for host, is_refused in (("a.example", True), ("b.example", True), ("c.example", False)):
+        refused = crawl_wave.refusal(planned, Takedowns(hosts=frozenset({host})))
+        assert (refused is not None and refused["code"] == "taken_down") is is_refused, host
+
+
+@pytest.mark.spark
+def test_a_wave_that_is_committed_undoes_no_refusal_no_newer_answer_and_no_move(spark: Any, tmp_path: Path) -> None:
+    lake = open_lake(spark, str(tmp_path / "lake"))
+    before, after = rows.NOW - timedelta(hours=1), rows.NOW + timedelta(hours=1)
+    refusal = {"stage": "fetch", "code": "opted_out", "detail": "a page says so"}
+    deferral = {"stage": "fetch", "code": "deferred", "detail": "no turn"}
+    refused = {"opted_out": True, "error": refusal, "media_id": None, "media_type": None}
+    known = [
+        *(rows.document(name, **refused) for name in ("got", "same", "retried")),
+        rows.document("moved", error=deferral, media_id=None, media_type=None, moved_to="http://b.example/"),
+        rows.document("newer", fetched_at=after),
+        rows.document("had"),
+    ]
+    append(frame_of(spark, DOCUMENTS, known), lake, DOCUMENTS)
+    plain = {"is_unchanged": False, "is_final": False, "was_opted_out": False, "was_fetched_at": before, "attempts": []}
+    late = {"error": deferral, "media_id": None, "media_type": None, "fetched_at": None, "was_fetched_at": rows.NOW}
+    staged = [
+        plain | rows.document("got", fetched_at=after),
+        plain | rows.document("same", fetched_at=after, media_id=None, is_unchanged=True),
+        plain | rows.document("retried", fetched_at=after, was_opted_out=True),
+        plain | rows.document("moved", **late),
+        plain | rows.document("newer", **late),
+        plain | rows.document("had", **late),
+    ]
+    batch = pa.RecordBatch.from_pylist(staged, crawl_wave.STAGED)
+    crawl_merges.merge_documents(spark, lake, spark.createDataFrame(pa.Table.from_batches([batch])))
+    found = {name.removesuffix(".jpg"): row for name, row in keyed(spark, lake).items()}
+    codes = {name: row["error"] and row["error"]["code"] for name, row in found.items()}
+    obeyed = {"got": "opted_out", "same": "opted_out"}
+    assert codes == {**obeyed, "retried": None, "moved": "deferred", "newer": None, "had": None}
+    has_media = {name for name, row in found.items() if row["media_id"] is not None}
+    assert has_media == {"retried", "newer", "had"} and found["moved"]["moved_to"] == "http://b.example/"
+    assert not found["retried"]["opted_out"] and found["got"]["opted_out"] and found["same"]["opted_out"]
