@@ -271,3 +271,25 @@ def test_a_worker_lists_the_zips_on_its_path_once_and_still_imports_from_them(
     importlib.invalidate_caches()
     assert not listed
     assert importlib.import_module("module_two_of_a_zip").__file__ == f"{path}/module_two_of_a_zip.py"
+
+
+SMALL_DIRECT_MEMORY = """
+import sys
+from jobs.config import Spark
+from jobs.session import settings, spark_session
+options = settings(Spark())["spark.driver.extraJavaOptions"] + " -XX:MaxDirectMemorySize=32m"
+spark = spark_session(Spark(master="local[1]", settings={"spark.driver.extraJavaOptions": options}), "reader")
+print(spark.read.parquet(sys.argv[1]).selectExpr("sum(octet_length(content))").first()[0])
+"""
+
+
+@pytest.mark.spark
+def test_pictures_are_read_from_a_disk_in_whatever_memory_there_is_for_buffers(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    pictures = pa.table({"content": pa.array([bytes([n]) * (1 << 20) for n in range(64)], pa.binary())})
+    pa.parquet.write_table(pictures, tmp_path / "a.parquet", compression="none", use_dictionary=False)
+    command = [sys.executable, "-c", SMALL_DIRECT_MEMORY, str(tmp_path / "a.parquet")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)  # it would never end
+    assert done.stdout.split()[-1:] == [str(64 << 20)], done.stderr[-2000:]
