@@ -44,8 +44,8 @@ EVERYWHERE = {
     "spark.sql.execution.arrow.pyspark.enabled": "true",
     # The default of 4,096 rows in memory at once is 12 GB of 3 MB pictures; smaller costs nothing measurable.
     "spark.sql.parquet.columnarReaderBatchSize": "32",
-    # Hadoop's vectored reads of local files take a direct buffer of a whole column chunk, 134 MB of pictures, for each of
-    # their threads and keep it; where there is no memory for one, the read never ends: a crawl of 60,000 pictures hung.
+    # Hadoop's vectored reads of local files take a direct buffer of a whole column chunk, 134 MB of pictures, for each
+    # thread and keep it; where there is no memory for one, the read never ends: a crawl of 60,000 pictures hung.
     "spark.hadoop.parquet.hadoop.vectored.io.enabled": "false",
     # A Python worker that crashes in native code says where.
     "spark.python.worker.faulthandler.enabled": "true",

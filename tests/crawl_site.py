@@ -15,6 +15,22 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
+from jobs.fetch_settings import Settings
+
+SETTINGS = Settings(  # of a fetcher that is in a hurry
+    contact=None,
+    exemptions=frozenset(),
+    max_connections_per_host=2,
+    delay_s=0,
+    connect_timeout_s=1,
+    timeout_s=1,
+    max_bytes=10_000,
+    max_redirects=2,
+    max_attempts=2,
+    backoff_s=0.01,
+    round_s=5,
+)
+
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter, "Asked"], Awaitable[None]]
 Answer = bytes | Handler | list["bytes | Handler"]  # a list answers in turn, its last for ever
 

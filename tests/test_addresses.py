@@ -26,9 +26,8 @@ from jobs.addresses import (
 )
 from jobs.config import ConfigError
 from jobs.exchange import opened_session
-from jobs.fetch_settings import Settings
 from jobs.urls import InvalidUrl, canonical_url
-from tests.crawl_site import answer, serving
+from tests.crawl_site import SETTINGS, answer, serving
 
 # IANA IPv4 and IPv6 special-purpose address registries with their borders, read on their own and not from the code.
 NOT_PUBLIC = {
@@ -366,19 +365,6 @@ class Names(AbstractResolver):
 
     async def close(self) -> None:
         pass
-
-
-SETTINGS = Settings(
-    contact=None,
-    exemptions=frozenset(),
-    max_connections_per_host=1,
-    delay_s=0,
-    connect_timeout_s=1,
-    timeout_s=1,
-    max_bytes=10_000,
-    max_redirects=0,
-    max_attempts=1,
-)
 
 
 def asked_by(

@@ -27,25 +27,13 @@ from fsspec.implementations.memory import MemoryFileSystem
 from jobs import archives
 from jobs.archives import BrokenMember, Payload, open_member
 from jobs.config import Source
-from jobs.fetch_settings import Settings
 from jobs.files import read_file
 from jobs.outcomes import Outcome, Request
 from jobs.robots import headers_opt_out
 from jobs.sources import Sighting, SourceError, check_source, sightings, source_parts
 from jobs.urls import host_bucket
 from tests.archive_files import JPEG, PNG, answer, page, record, response, write_table, write_tar, write_warc
-
-SETTINGS = Settings(
-    contact=None,
-    exemptions=frozenset(),
-    max_connections_per_host=1,
-    delay_s=0,
-    connect_timeout_s=1,
-    timeout_s=1,
-    max_bytes=10_000,
-    max_redirects=0,
-    max_attempts=1,
-)
+from tests.crawl_site import SETTINGS
 
 
 class CountedFile(io.BytesIO):

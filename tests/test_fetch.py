@@ -24,21 +24,7 @@ from jobs.outcomes import Outcome, Recrawl, Request, finished, retry_after_s
 from jobs.taken_down import Takedowns
 from jobs.urls import canonical_url, doc_id
 from schemas.errors import ErrorCode, error
-from tests.crawl_site import Answer, Asked, Site, answer, jpeg, reset, serving
-
-SETTINGS = Settings(
-    contact=None,
-    exemptions=frozenset(),
-    max_connections_per_host=2,
-    delay_s=0,
-    connect_timeout_s=1,
-    timeout_s=1,
-    max_bytes=10_000,
-    max_redirects=2,
-    max_attempts=2,
-    backoff_s=0.01,
-    round_s=5,
-)
+from tests.crawl_site import SETTINGS, Answer, Asked, Site, answer, jpeg, reset, serving
 
 
 def crawled(site: Site, urls: Iterable[str], **changed: Any) -> dict[str, Outcome]:
