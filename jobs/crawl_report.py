@@ -69,7 +69,8 @@ def crawl_report(tables: Mapping[str, DataFrame], run_ids: Sequence[str], *, del
     """
     from pyspark.sql import functions as F
 
-    attempts = tables["fetches"].where(F.col("run_id").isin(list(run_ids)) & F.col("url").startswith("http"))
+    # A file and a member of an archive has no robots.txt, whatever it is called.
+    attempts = tables["fetches"].where(F.col("run_id").isin(list(run_ids)) & F.col("robots").isNotNull())
     began = F.unix_micros("started_at") / 1e6
     by_host = attempts.groupBy(F.expr("try_parse_url(coalesce(final_url, url), 'AUTHORITY')").alias("host")).agg(
         F.count("*").alias("attempts"),

@@ -381,6 +381,7 @@ def test_sources_of_every_kind_are_mixed_in_one_run(spark: Any, tmp_path: Path, 
         assert media[said_of["http://w.example/2.jpg"]["media_id"]] == jpeg(122, 32)
         assert media[said_of["http://p.example/a.jpg"]["media_id"]] == jpeg(250)
         assert result.metrics["new_media"] == len(media) == 10
+        assert (result.metrics["n_hosts"], result.metrics["requests"]) == (1, 2)  # archives ask nobody
         assert sorted(site.paths()) == ["/robots.txt", "/row.jpg", "/wat.jpg"]
         again = crawl.run(spark, lake, config, run_of("two.crawl"))
         assert "0 fetched" in again.message and len(site.log) == 3
