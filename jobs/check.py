@@ -138,7 +138,8 @@ def build_suites(
         ],
         "mentions": [(document, ["doc_id"])],
     }
-    counted = {"documents": f"attempted AND NOT {IS_PAGE}", "features": "true", "mentions": "true"}
+    obeyed = "coalesce(error.code, '') IN ('opted_out', 'taken_down')"  # what is not to be had is no fault
+    counted = {"documents": f"attempted AND NOT {IS_PAGE} AND NOT {obeyed}", "features": "true", "mentions": "true"}
 
     def suite(table: Table) -> Suite:
         whole = narrow[table.name]

@@ -7,7 +7,7 @@ import importlib.resources
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -245,6 +245,9 @@ def _read_yaml(text: str, name: str) -> dict[str, Any]:
 def _allowed_keys(location: Sequence[str | int]) -> list[str]:
     model: Any = Config
     for part in location:
+        if isinstance(part, int):  # of a tuple of sections
+            model = get_args(model)[0] if get_args(model) else model
+            continue
         field = getattr(model, "model_fields", {}).get(part)
         if field is None:
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -86,6 +87,7 @@ def settings_of(crawl: Crawl) -> Settings:
         max_bytes=crawl.max_bytes,
         max_redirects=crawl.max_redirects,
         max_attempts=crawl.max_attempts,
+        asks_rules_again=ErrorCode.ROBOTS_DISALLOWED in crawl.retry_errors,
     )
 
 
@@ -129,10 +131,10 @@ def counted(
     attempts = fetches.where(F.col("run_id") == run.run_id).groupBy("doc_id").agg(F.count("*").alias("n_attempts"))
     # Documents without any attempt (an unusable URL, a host left alone) stand in `documents` alone.
     documents = read(spark, lake, DOCUMENTS).join(attempts, on="doc_id", how="left")
-    tried, failed = F.col("n_attempts").isNotNull(), F.col("error").isNotNull()
+    tried = F.col("n_attempts").isNotNull()
     untried = F.col("fetched_at").isNull() & F.col("source").isin([source.name for source in config.crawl.sources])
     ours = documents.where(tried | untried)
-    by = ours.groupBy("source", tried.alias("tried"), failed.alias("failed"))
+    by = ours.groupBy("source", tried.alias("tried"), F.col("error.code").alias("code"))
     found = by.agg(F.count("*").alias("n"), F.sum("n_attempts").alias("n_attempts")).collect()
     n_fetched, n_attempts = (sum(row[name] for row in found if row["tried"]) for name in ("n", "n_attempts"))
     by_source: dict[str, float] = {}
@@ -155,9 +157,13 @@ def counted(
         **(over_http.metrics() if over_http else {}),
         **by_source,
     }
-    n_failed, n_known = sum(row["n"] for row in found if row["failed"]), sum(row["n"] for row in found)
+    n_known, codes = sum(row["n"] for row in found), Counter[str]()
+    for row in found:
+        codes.update({row["code"]: row["n"]} if row["code"] is not None else {})
+    which = ", ".join(f"{code} {n}" for code, n in codes.most_common())
     seen = max(counts["distinct"], n_known)  # pages lead to more than the sources show
-    said = f"{seen} documents seen, {n_fetched} fetched, {media['n']} new media, {n_failed} with errors"
+    said = f"{seen} documents seen, {n_fetched} fetched, {media['n']} new media, {codes.total()} with errors"
+    said += f" ({which})" if which else ""
     return said, {name: float(value) for name, value in metrics.items()}
 
 
@@ -197,6 +203,7 @@ def run(spark: SparkSession, lake: Lake, config: Config, run: Run) -> JobResult:
         span = Span(since=since, until=datetime.now(UTC) + timedelta(seconds=config.crawl.round_s))
         plan = stage_plan(spark, lake, config, run, span, generation)
     message, metrics = counted(spark, lake, config, run, first.counts)
+    message += f", {n_taken_down} taken down" if n_taken_down else ""
     remove_folder(spark, lake.staging(run.run_id))
     return JobResult(
         status="finished", message=message, metrics=metrics | {"documents_taken_down": float(n_taken_down)}

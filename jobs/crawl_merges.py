@@ -86,8 +86,11 @@ def merge_found(spark: SparkSession, lake: Lake, seen: DataFrame) -> None:
         F.when(is_refused, F.coalesce("s.opted_out_by", F.lit(PAGE_REFUSES))).otherwise(NOT_YET).alias("detail"),
     )
     is_same_page = "t.source = s.source AND t.page_url <=> s.page_url"
+    is_page = "t.depth IS NOT NULL"  # which others lead to as well
     said: dict[str, str | Column] = {
-        name: f"IF({is_same_page}, coalesce(s.{name}, t.{name}), coalesce(t.{name}, s.{name}))" for name in DESCRIPTION
+        name: f"CASE WHEN {is_page} THEN t.{name} WHEN {is_same_page} THEN coalesce(s.{name}, t.{name})"
+        f" ELSE coalesce(t.{name}, s.{name}) END"
+        for name in DESCRIPTION
     }
     differs = " OR ".join(f"NOT (t.{name} <=> {value})" for name, value in said.items())
     refused = said | {name: F.lit(None) for name in HAD} | {"opted_out": F.lit(True), "error": new["error"]}

@@ -311,7 +311,8 @@ class _Crawler:
             restore(self.schedule, state, wall=wall, now=now)
             if self.settings.is_resumed:
                 self.schedule.rest(self.schedule.host(state.host), now)
-        self.rules.restore(states)
+        if not self.settings.asks_rules_again:
+            self.rules.restore(states)
 
     def states(self) -> Iterator[HostState]:
         """What is to be kept of every host that was asked."""

@@ -35,5 +35,6 @@ class Settings:
     recrawl: Recrawl = Recrawl()  # noqa: RUF009  # frozen
     taken_down: Takedowns = NOTHING_TAKEN_DOWN
     sites: Mapping[str, Site] = field(default_factory=dict)  # by source
+    asks_rules_again: bool = False  # also where a robots.txt is kept
     is_resumed: bool = False  # an attempt before may have asked any host just now
     packs: Packs | None = None  # where large bodies go; None: all are kept in memory

@@ -201,7 +201,7 @@ def test_too_many_errors_break_the_budget_and_the_failed_rows_are_named(spark: A
 
 
 @pytest.mark.spark
-def test_neither_sound_pages_nor_dead_ones_move_the_error_rate_of_pictures(spark: Any, tmp_path: Path) -> None:
+def test_neither_pages_nor_what_is_not_to_be_had_moves_the_error_rate_of_pictures(spark: Any, tmp_path: Path) -> None:
     tables, gone = sound_tables(), {"stage": "fetch", "code": "not_found", "detail": ""}
     for i in range(40):
         tables["fetches"].append(rows.fetch(f"page{i}", error=gone if i < 5 else None))
@@ -210,6 +210,10 @@ def test_neither_sound_pages_nor_dead_ones_move_the_error_rate_of_pictures(spark
     for name in ("lost", "missing", "moved"):
         tables["fetches"].append(rows.fetch(name, error=gone))
         tables["documents"].append(rows.document(name, media_id=None, media_type=None, error=gone))
+    for code in ("taken_down", "opted_out"):
+        obeyed = {"stage": "fetch", "code": code, "detail": ""}
+        tables["fetches"].append(rows.fetch(code, error=obeyed))
+        tables["documents"].append(rows.document(code, media_id=None, media_type=None, error=obeyed))
     broken = broken_rules(spark, tmp_path, tables, only="documents")
     assert list(broken) == ["documents.error_rate"]
     assert broken["documents.error_rate"].observed == pytest.approx(4 / 15)

@@ -56,3 +56,11 @@ def test_an_assignment_reads_its_value_as_yaml() -> None:
 def test_equal_configurations_have_equal_digests() -> None:
     assert load_config().digest() == load_config().digest()
     assert load_config().digest() != load_config(assignments=["lake=other"]).digest()
+
+
+def test_a_misspelt_key_of_a_source_is_told_with_those_that_there_are() -> None:
+    source = {"name": "s", "kind": "site", "start": ["http://a.example/"], "max_page": 3}
+    with pytest.raises(
+        ConfigError, match=r"crawl\.sources\.0\.max_page is not .* allowed here: archive, depth, .*max_pages"
+    ):
+        load_config((), (), {"crawl": {"sources": [source]}})
