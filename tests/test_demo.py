@@ -152,7 +152,7 @@ def test_the_demo_holds_every_document_and_each_planted_fault(made: dict[str, An
         refused = document["error"]["code"] if document["error"] else None
         assert refused == (row["code"] if row["table"] == "documents" else None), row
         assert document["media_id"] == row["media_id"], row
-        assert document["source"] in {row["source"], "site" if row["collection"] else row["source"]}, row
+        assert document["source"] == row["source"], row
         assert document["caption"] == row["caption"], row
         if row["media_type"] is not None:
             assert (document["media_type"], document["depth"]) == (row["media_type"], row["depth"])
