@@ -235,10 +235,10 @@ def fetch_waves(
             stage_wave(spark, lake, due.where(F.col("wave") == size["wave"]), settings, uri)
         staged = spark.read.schema(schema_ddl(STAGED)).parquet(uri)
         is_settled = F.expr("doc_id IS NOT NULL AND (NOT error.code <=> 'deferred' OR moved_to IS NOT NULL)")
-        n_staged, n_known = staged.agg(F.count("doc_id"), F.count_if(is_settled)).collect()[0]
+        n_staged, n_settled_here = staged.agg(F.count("doc_id"), F.count_if(is_settled)).collect()[0]
         if n_staged != size["count"]:
             raise RuntimeError(f"{n_staged} documents were staged of {size['count']} planned")
         commit_wave(spark, lake, config, run, transaction)
         remove_folder(spark, uri)
-        n_done, n_settled = n_done + n_staged, n_settled + n_known
+        n_done, n_settled = n_done + n_staged, n_settled + n_settled_here
     return n_settled > 0

@@ -18,7 +18,7 @@ DOCUMENTS = Table(
             column("host", pa.string(), "host and port of the URL; empty for a file"),
             column("host_bucket", pa.int32(), f"hash of the host modulo {N_HOST_BUCKETS}"),
             column("source", pa.string(), "name of the configured source it came from"),
-            column("page_url", pa.string(), "page that shows it", null="not known"),
+            column("page_url", pa.string(), "page that shows it or leads to it", null="not known"),
             column("page_title", pa.string(), "title of that page", null="not known"),
             column("caption", pa.string(), "caption or alternative text", null="not known"),
             column(
